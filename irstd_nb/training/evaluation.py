@@ -58,7 +58,7 @@ def evaluate(score: Scorer,
             kept[id] = scaled
     return Evaluation(images.ids, Counts.stack(decided), {t: Counts.stack(c) for t, c in sweep.items()}), kept
 
-# %% ../../nbs/training/05_evaluation.ipynb #c46209a2
+# %% ../../nbs/training/05_evaluation.ipynb #3ffa5a4f
 def evaluate_run(run: Run,
                  out: Path | str,                       # receives counts.csv, metrics.json, run.json, examples/
                  trained: Path | str | None = None,     # folder of train_run (networks)
@@ -78,7 +78,7 @@ def evaluate_run(run: Run,
     record["images"] = record.get("images", {}) | {"test": len(images)}
     metrics = summary(result.decided)
     write_csv(out / "counts.csv", result.rows())
-    write_json(out / "metrics.json", metrics)
+    write_json(out / "metrics.json", metrics, digits=12)
     write_json(out / "run.json", record | {"versions": versions()})
     if not classical:
         (out / "history.csv").write_bytes((Path(trained) / "history.csv").read_bytes())

@@ -17,7 +17,7 @@ import torch
 from ..core.errors import UserError, unknown_name
 from ..data.transforms import Augmentation
 
-# %% ../../nbs/training/01_recipe.ipynb #45d929cd
+# %% ../../nbs/training/01_recipe.ipynb #9b305b79
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
     "Everything that decides how a network is trained, besides the network, its objective and the data."
@@ -36,7 +36,7 @@ class Recipe:
     validation: float = 0.1                       # share of the training list held out to select the epoch; 0 trains on all
     select: str = "best"                          # best validation IoU | last epoch
     seed: int = 0
-    threads: int = 2                              # CPU threads of a step: sums in another order give other last digits
+    threads: int = 1                              # CPU threads of a step: sums in another order give other last digits
 
     def __post_init__(self):
         choices = {"optimiser": OPTIMISERS, "schedule": SCHEDULES, "precision": ("32-true", "bf16-mixed"), "select": ("best", "last")}
