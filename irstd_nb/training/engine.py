@@ -91,10 +91,10 @@ def _load(path: Path, identity: str, network: nn.Module, optimiser: torch.optim.
     optimiser.load_state_dict(content["optimiser"])
     return State(**content["state"])
 
-# %% ../../nbs/training/03_engine.ipynb #cfd6637f
+# %% ../../nbs/training/03_engine.ipynb #df8fcca1
 @dataclass(frozen=True)
 class Machine:
-    "Where training runs; does not decide what it computes."
+    "Where training runs."
     accelerator: str = "cpu"  # cpu | cuda | auto
     devices: int = 1
     workers: int = 0          # loader processes a device; 0 loads in the training process
@@ -116,13 +116,15 @@ class Machine:
 
     def fabric(self, precision: str) -> Fabric:
         "A Fabric for this machine; several devices train with DDP."
+        if self.devices > 1 and "ipykernel" in sys.modules:
+            raise UserError("IRSTD_DEVICES", f"is {self.devices}, but a notebook cannot start several processes", "train with the command `irstd train`, or set it to 1")
         try:
             fabric = Fabric(accelerator=self.accelerator, devices=self.devices, precision=precision, strategy="ddp" if self.devices > 1 else "auto")
         except (RuntimeError, ValueError, TypeError) as error:
             raise UserError("IRSTD_ACCELERATOR", f"{self.accelerator} with {self.devices} devices cannot be used ({error})", "set IRSTD_ACCELERATOR=cpu") from None
         return fabric
 
-# %% ../../nbs/training/03_engine.ipynb #4fc4748f
+# %% ../../nbs/training/03_engine.ipynb #fef36d41
 Objective = Callable[[Tensor, dict[str, Tensor]], dict[str, Tensor]]
 logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it announces its precision at every start
 
@@ -163,6 +165,10 @@ def fit(build: Callable[[], nn.Module],   # makes the network; its random number
                 write_csv(folder / "history.csv", state.history)
                 _save(checkpoint, identity, state, network, optimiser)
             fabric.barrier()
+    if fabric.world_size > 1:
+        torch.distributed.destroy_process_group()
+        if not fabric.is_global_zero:
+            raise SystemExit(0)  # the helper processes of DDP end here; the first one goes on alone
     return state
 
 # %% ../../nbs/training/03_engine.ipynb #a4117bda

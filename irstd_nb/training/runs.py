@@ -79,7 +79,7 @@ def planned_runs(params: Mapping[str, Any],  # params.yaml
                             seed=seed, profile=profile_name))
     return runs
 
-# %% ../../nbs/training/04_runs.ipynb #a847a730
+# %% ../../nbs/training/04_runs.ipynb #02e30615
 def versions() -> dict[str, str]:
     "Versions of what computes."
     names = ("irstd_nb", "torch", "lightning-fabric", "numpy", "scipy", "pillow")
@@ -98,6 +98,8 @@ def describe_data(dataset: Dataset, run: Run) -> dict[str, Any]:
     record = {"name": dataset.name, "title": dataset.info.get("title", dataset.name), "simulated": bool(dataset.info.get("simulated", False)),
               "redistributable": bool(dataset.info.get("redistributable", False)), "manifest": dataset.manifest_hash, "train": run.train, "test": run.test}
     if run.extra:
+        if not Path(run.extra).is_dir():
+            raise UserError(run.extra, "does not exist", "make it with `dvc repro synthesize`")
         extra = open_dataset(run.extra)
         record["extra"] = {"name": extra.name, "manifest": extra.manifest_hash, "images": len(extra.ids)}
     return record
