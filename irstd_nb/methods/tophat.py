@@ -32,8 +32,8 @@ class TopHat:
         if self.size < 1 or self.size % 2 == 0:
             raise ValueError(f"size must be odd and positive, not {self.size}")
 
-# %% ../../nbs/methods/10_tophat.ipynb #4c3d6ce7
+# %% ../../nbs/methods/10_tophat.ipynb #b3540fda
 register(Method(
     name="tophat", title="Top-Hat", kind="classical", family="morphology", year=1996,
     reference="J.-F. Rivest and R. Fortin, Detection of dim targets in digital infrared imagery by morphological image processing, Optical Engineering 35(7), 1996",
-    papers=("pixelgame", "sirst5k"), hyper=TopHat, build=lambda hyper: lambda image: white_tophat(image, hyper.size), decision="peak_or_mean"))
+    papers=("pixelgame", "sirst5k", "ismallnet"), hyper=TopHat, build=lambda hyper: lambda image: white_tophat(image, hyper.size), decision="peak_or_mean"))
