@@ -6,7 +6,7 @@
 __all__ = ['PREFERRED_PROTOCOLS', 'THRESHOLDS', 'choose_lists', 'data_list', 'data_import', 'data_download', 'data_check',
            'data_simulate', 'settings', 'list_methods', 'train', 'evaluate', 'compare', 'main']
 
-# %% ../nbs/91_cli.ipynb #3a9c4ddb
+# %% ../nbs/91_cli.ipynb #19ec995f
 import argparse
 import dataclasses
 import sys
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from .core.errors import UserError
+from .core.files import read_json
 from .core.params import load_params, project_root, set_entry
 
 # %% ../nbs/91_cli.ipynb #de251581
@@ -69,12 +70,12 @@ def _adopt(dataset: Any, keep_params: bool) -> None:
         print(f"  params.yaml: {dataset.name} is now {folder}, trained on {lists[0]}, tested on {lists[1]}; next: dvc repro\n"
               f"  back to the simulated set: git checkout params.yaml")
 
-# %% ../nbs/91_cli.ipynb #09a2cc3b
+# %% ../nbs/91_cli.ipynb #b09e3813
 def data_list(given: argparse.Namespace) -> int:
     "What is known of each public data set."
     from irstd_nb.data.catalog import catalog
     for entry in catalog():
-        size = f"{entry.images} images, {entry.targets} targets" if entry.images else "size differs between copies"
+        size = ", ".join(f"{n} {what}" for n, what in ((entry.images, "images"), (entry.targets, "targets")) if n) or "size differs between copies"
         print(f"{entry.name}: {entry.title}\n  {entry.paper}\n  {size}; licence: {entry.licence}\n"
               f"  {'irstd data download ' + entry.name if entry.archive else 'by hand from ' + entry.page}")
     return 0
@@ -141,7 +142,7 @@ def list_methods(given: argparse.Namespace) -> int:
         print(f"{entry.name}: {entry.title} ({entry.kind}, {entry.family}, {entry.year}); {hyper}\n  {entry.reference}")
     return 0
 
-# %% ../nbs/91_cli.ipynb #8bae9474
+# %% ../nbs/91_cli.ipynb #2e9b5472
 THRESHOLDS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)  # of the sweep in counts.csv
 
 
@@ -153,8 +154,11 @@ def _run(given: argparse.Namespace) -> Any:
     train, test = getattr(given, "train", None) or lists[0], given.test or lists[1]
     if test is None:
         raise UserError(given.folder, f"has no pair of lists train and test, only {', '.join(dataset.splits) or 'none'}", "name them: --train LIST --test LIST")
+    hyper = settings(given.hyper)
+    if getattr(given, "trained", None) and (Path(given.trained) / "run.json").is_file():
+        hyper = read_json(Path(given.trained) / "run.json").get("hyper", {}) | hyper  # as it was trained
     return Run(name=given.name or given.method, method=given.method, dataset=dataset.name, folder=given.folder, train=train or test, test=test,
-               hyper=settings(given.hyper), recipe=settings(getattr(given, "recipe", [])), seed=getattr(given, "seed", 0))
+               hyper=hyper, recipe=settings(getattr(given, "recipe", [])), seed=getattr(given, "seed", 0))
 
 
 def train(given: argparse.Namespace) -> int:
@@ -222,7 +226,7 @@ def _verb(verbs: Any, name: str, action: Any) -> argparse.ArgumentParser:
     verb.set_defaults(action=action)
     return verb
 
-# %% ../nbs/91_cli.ipynb #4b8f6941
+# %% ../nbs/91_cli.ipynb #01e64035
 def _data_verbs(verbs: Any) -> None:
     from irstd_nb.core.images import MASK_POLICIES
     _verb(verbs, "list", data_list)
@@ -263,6 +267,7 @@ def main(arguments: Sequence[str] | None = None,  # default: those of the proces
         sys.stderr.close()
         return 0
 
-
+# %% ../nbs/91_cli.ipynb #89540de7
+#| eval: false
 if __name__ == "__main__" and "ipykernel" not in sys.modules:
     sys.exit(main())

@@ -124,7 +124,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 1
 
-# %% ../nbs/90_nbrun.ipynb #94059c5e
+# %% ../nbs/90_nbrun.ipynb #44ccdd75
 def _run_command(source: str, target: str, pairs: list[str]) -> int:
     import papermill
 
@@ -142,6 +142,7 @@ def _run_command(source: str, target: str, pairs: list[str]) -> int:
         return 1
     return 0
 
-
+# %% ../nbs/90_nbrun.ipynb #e8df5d5d
+#| eval: false
 if __name__ == "__main__" and "ipykernel" not in sys.modules:
     sys.exit(main())

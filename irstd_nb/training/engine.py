@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Objective', 'epoch_batches', 'State', 'Machine', 'fit', 'write_weights', 'read_weights']
 
-# %% ../../nbs/training/03_engine.ipynb #3ec80a3b
+# %% ../../nbs/training/03_engine.ipynb #5fd63f82
 import logging
 import os
 import sys
@@ -22,7 +22,7 @@ from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from ..core.errors import UserError
 from ..core.files import replace_atomically, write_csv

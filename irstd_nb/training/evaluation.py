@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Evaluation', 'evaluate', 'evaluate_run', 'examples_folder']
 
-# %% ../../nbs/training/05_evaluation.ipynb #06ce41dd
+# %% ../../nbs/training/05_evaluation.ipynb #42e804c8
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +23,7 @@ from ..metrics.counts import Counts, count
 from ..metrics.decision import decide
 from ..metrics.summary import summary
 from .inference import Scorer
-from .runs import Run, build_scorer, describe_run, versions
+from .runs import Run, build_scorer, describe_data, describe_run, versions
 
 # %% ../../nbs/training/05_evaluation.ipynb #03e93a2b
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def evaluate(score: Scorer,
             kept[id] = scaled
     return Evaluation(images.ids, Counts.stack(decided), {t: Counts.stack(c) for t, c in sweep.items()}), kept
 
-# %% ../../nbs/training/05_evaluation.ipynb #3ffa5a4f
+# %% ../../nbs/training/05_evaluation.ipynb #d5048e97
 def evaluate_run(run: Run,
                  out: Path | str,                       # receives counts.csv, metrics.json, run.json, examples/
                  trained: Path | str | None = None,     # folder of train_run (networks)
@@ -73,8 +73,7 @@ def evaluate_run(run: Run,
     if not classical:
         torch.set_num_threads(run.full_recipe().threads)
     result, maps = evaluate(build_scorer(run, trained), images, entry.decision, thresholds, relative=classical, keep=images.ids[:examples])
-    record = describe_run(run, entry, dataset) if classical else read_json(Path(trained) / "run.json")
-    record.pop("machine", None)
+    record = describe_run(run, entry, dataset) if classical else _trained_record(run, dataset, Path(trained))
     record["images"] = record.get("images", {}) | {"test": len(images)}
     metrics = summary(result.decided)
     write_csv(out / "counts.csv", result.rows())
@@ -85,6 +84,16 @@ def evaluate_run(run: Run,
     for id, score in maps.items():
         write_png(out / examples_folder(dataset) / f"{id}.png", np.round(score.clip(0, 1) * 255).astype(np.uint8))
     return metrics
+
+
+def _trained_record(run: Run, dataset: Dataset, trained: Path) -> dict[str, Any]:
+    "The record of the training, without its machine; weights that are measured on other data say what they were trained on."
+    record = read_json(trained / "run.json")
+    record.pop("machine", None)
+    if (record["data"]["manifest"], record["data"]["test"]) == (dataset.manifest_hash, run.test):
+        return record
+    return record | {"id": run.id, "run": run.name, "dataset": run.dataset, "profile": run.profile,
+                     "data": describe_data(dataset, run), "trained_on": {"dataset": record["dataset"]} | record["data"]}
 
 
 def examples_folder(dataset: Dataset) -> str:
