@@ -37,7 +37,7 @@ test: $(STAMP)  ## execute all component notebooks, then the tests
 	test -z "$$failed" || { echo "failed: $$failed" >&2; exit 1; }
 
 lab: $(STAMP)  ## open nbs/index.ipynb in JupyterLab
-	@$(ACTIVATE) exec jupyter lab $(LAB) nbs/index.ipynb
+	@$(ACTIVATE) exec jupyter lab --LabApp.default_url=/lab/tree/nbs/index.ipynb $(LAB)
 
 clean:  ## remove the environment and caches; weights (.dvc/cache), work/ and real data stay
 	rm -rf .venv build dist irstd_nb.egg-info .pytest_cache .hypothesis
@@ -50,7 +50,6 @@ ifneq ("$(MADE_IN)","$(CURDIR)")
 endif
 
 # `unfinished` lies in .venv from the first to the last step; an environment that has it was interrupted and is made anew.
-# pip 23.0 (Python 3.11.2 and older bring it) cannot resolve these pins.
 # torch comes first and through pip, so that pip's configuration decides which build it is. uv does not read that, but keeps what it finds.
 $(STAMP): pyproject.toml constraints.txt settings.ini
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null || { \
@@ -68,7 +67,6 @@ $(STAMP): pyproject.toml constraints.txt settings.ini
 	pip=".venv/bin/python -m pip install --quiet"; pins="-c constraints.txt"; \
 	.venv/bin/python -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 	  pins=; echo "constraints.txt needs Python 3.11; installing the newest versions for this one instead, numbers may differ."; }; \
-	$$pip 'pip>=23.1'; \
 	echo "Installing torch"; $$pip $$pins "$$(grep '^torch==' constraints.txt)"; \
 	echo "Installing the rest with $(if $(UV),uv,pip: one to two minutes)"; \
 	$(if $(UV),"$(UV)" pip install --quiet --compile-bytecode --python .venv/bin/python $$pins -e '.[dev]' || { echo "uv failed; trying pip"; $$pip $$pins -e '.[dev]'; },$$pip $$pins -e '.[dev]'); \
