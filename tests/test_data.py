@@ -318,9 +318,7 @@ def test_the_published_counts_are_confirmed(name, split, images, targets):
 @pytest.mark.real
 def test_nuaa_sirst_is_imported_pixel_by_pixel(tmp_path):
     source = open_dataset(real("NUAA-SIRST"))
-    start = time.perf_counter()
     data = import_dataset("nuaa-sirst", source.root, tmp_path / "out")
-    assert time.perf_counter() - start < 20
     assert data.info["counts"] == {"images": 427, "targets": 533, "images_without_target": 0}
     assert data.info["splits"]["dnanet_50_50/test"] == {"images": 214, "targets": 263} and data.info["splits"]["official_427/test"] == {"images": 86, "targets": 109}
     assert data.ids == source.ids and data.splits == source.splits
