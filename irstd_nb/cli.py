@@ -6,16 +6,17 @@
 __all__ = ['PREFERRED_PROTOCOLS', 'THRESHOLDS', 'choose_lists', 'data_list', 'data_import', 'data_download', 'data_check',
            'data_simulate', 'settings', 'list_methods', 'train', 'evaluate', 'compare', 'main']
 
-# %% ../nbs/91_cli.ipynb #19ec995f
+# %% ../nbs/91_cli.ipynb #c1947756
 import argparse
 import dataclasses
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from .core.errors import UserError
-from .core.files import read_json
+from .core.files import read_json, write_json
 from .core.params import load_params, project_root, set_entry
 
 # %% ../nbs/91_cli.ipynb #de251581
@@ -70,7 +71,7 @@ def _adopt(dataset: Any, keep_params: bool) -> None:
         print(f"  params.yaml: {dataset.name} is now {folder}, trained on {lists[0]}, tested on {lists[1]}; next: dvc repro\n"
               f"  back to the simulated set: git checkout params.yaml")
 
-# %% ../nbs/91_cli.ipynb #b09e3813
+# %% ../nbs/91_cli.ipynb #ba0c2c72
 def data_list(given: argparse.Namespace) -> int:
     "What is known of each public data set."
     from irstd_nb.data.catalog import catalog
@@ -113,6 +114,8 @@ def data_check(given: argparse.Namespace) -> int:
 def data_simulate(given: argparse.Namespace) -> int:
     "Write a simulated data set."
     from irstd_nb.synthesis.scenes import simulate_dataset
+    if min(given.train, given.test) < 0 or given.train + given.test == 0:
+        raise UserError("--train and --test", f"are {given.train} and {given.test}", "give numbers of images, at least one of them above 0")
     _adopt(simulate_dataset(given.folder, given.preset, given.train, given.test, (given.height, given.width), given.seed), keep_params=True)
     return 0
 
@@ -142,7 +145,7 @@ def list_methods(given: argparse.Namespace) -> int:
         print(f"{entry.name}: {entry.title} ({entry.kind}, {entry.family}, {entry.year}); {hyper}\n  {entry.reference}")
     return 0
 
-# %% ../nbs/91_cli.ipynb #2e9b5472
+# %% ../nbs/91_cli.ipynb #84e75146
 THRESHOLDS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)  # of the sweep in counts.csv
 
 
@@ -165,14 +168,25 @@ def train(given: argparse.Namespace) -> int:
     "Train a network, or go on with an interrupted training, then measure it on the test list."
     from irstd_nb.training.engine import Machine
     from irstd_nb.training.runs import train_run
-    run, out = _run(given), Path(given.out)
-    train_run(run, out, out / "unfinished", Machine.from_environment())
+    run, out = _run(given), _results_folder(given.out)
+    record = train_run(run, out, out / "unfinished", Machine.from_environment())
+    if "machine" in record:  # not that of a run that was finished before
+        write_json(out / "machine.json", record["machine"])
     return _measure(run, out, out)
 
 
 def evaluate(given: argparse.Namespace) -> int:
     "Measure a classical method, or a network with its trained weights, on a test list."
-    return _measure(_run(given), Path(given.out), given.trained)
+    return _measure(_run(given), _results_folder(given.out), given.trained)
+
+
+def _results_folder(path: str) -> Path:
+    "The folder of `--out`, refused before hours of work if nothing can be written there."
+    folder = Path(path)
+    above = next((p for p in (folder, *folder.absolute().parents) if p.exists()), folder)
+    if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
+        raise UserError(above, "may not be written" if above.is_dir() else "is not a folder", "name another one: --out FOLDER")
+    return folder
 
 
 def _measure(run: Any, out: Path, trained: Path | str | None) -> int:
@@ -226,7 +240,7 @@ def _verb(verbs: Any, name: str, action: Any) -> argparse.ArgumentParser:
     verb.set_defaults(action=action)
     return verb
 
-# %% ../nbs/91_cli.ipynb #01e64035
+# %% ../nbs/91_cli.ipynb #4a6ef51d
 def _data_verbs(verbs: Any) -> None:
     from irstd_nb.core.images import MASK_POLICIES
     _verb(verbs, "list", data_list)
@@ -266,6 +280,11 @@ def main(arguments: Sequence[str] | None = None,  # default: those of the proces
     except BrokenPipeError:
         sys.stderr.close()
         return 0
+    except OSError as error:
+        if error.filename is None:
+            raise
+        print(UserError(error.filename, f"cannot be read or written ({error.strerror})", "check the path, its permissions and the space left"), file=sys.stderr)
+        return 1
 
 # %% ../nbs/91_cli.ipynb #89540de7
 #| eval: false

@@ -38,7 +38,7 @@ def load_params(path: Path | str | None = None,  # default: params.yaml of the c
         line = getattr(getattr(error, "problem_mark", None), "line", None)
         raise UserError(path, f"is not valid YAML{f' in line {line + 1}' if line is not None else ''}", "mend that line or `git checkout params.yaml`") from None
 
-# %% ../../nbs/core/03_params.ipynb #214ea666
+# %% ../../nbs/core/03_params.ipynb #00726413
 def lookup(params: dict[str, Any],
            *keys: str,       # path of the entry, e.g. "datasets", "NUAA-SIRST"
            ) -> Any:
@@ -58,6 +58,7 @@ def set_entry(path: Path | str,  # params.yaml
     "Replace one entry of a YAML file and keep the comments and the layout of everything else."
     yaml = YAML()
     yaml.width, yaml.preserve_quotes = 4096, True
+    yaml.representer.add_representer(type(None), lambda writer, _: writer.represent_scalar("tag:yaml.org,2002:null", "null"))  # not an empty value
     document = yaml.load(Path(path).read_text(encoding="utf-8"))
     holder = lookup(document, *keys[:-1])
     if isinstance(value, dict):

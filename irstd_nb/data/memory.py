@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['Memory', 'load_memory', 'hold_out']
 
-# %% ../../nbs/data/06_memory.ipynb #dfbfb2b2
+# %% ../../nbs/data/06_memory.ipynb #26744a3b
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,7 +16,7 @@ from ..core.errors import UserError
 from ..core.seeding import derive_seed
 from .samples import Dataset
 
-# %% ../../nbs/data/06_memory.ipynb #ef9ef459
+# %% ../../nbs/data/06_memory.ipynb #f784685a
 @dataclass(frozen=True, eq=False)
 class Memory:
     "Images and masks of some ids, as stored."
@@ -35,6 +36,13 @@ class Memory:
         "Some of the images, in the order asked for."
         place = {id: i for i, id in enumerate(self.ids)}
         return Memory(tuple(ids), tuple(self.levels[place[id]] for id in ids), tuple(self.masks[place[id]] for id in ids))
+
+    def fingerprint(self) -> str:
+        "SHA-256 of ids and pixels."
+        digest = hashlib.sha256(repr(self.ids).encode())
+        for array in (*self.levels, *self.masks):
+            digest.update(f"{array.dtype}{array.shape}".encode() + array.tobytes())
+        return digest.hexdigest()
 
     def __add__(self, other: "Memory") -> "Memory":
         return Memory(self.ids + other.ids, self.levels + other.levels, self.masks + other.masks)

@@ -69,7 +69,7 @@ def methods(kind: str | None = None,  # only "classical" or only "network"
     entries = [find_method(name) for name in {*method_names(), *_REGISTER}]
     return tuple(sorted((m for m in entries if kind in (None, m.kind)), key=lambda m: (m.kind, m.year, m.name)))
 
-# %% ../../nbs/methods/00_registry.ipynb #7c17222d
+# %% ../../nbs/methods/00_registry.ipynb #a57d6fc5
 def hyper_parameters(entry: Method,
                      values: Mapping[str, Any],  # some of the hyper-parameters, from params.yaml or the command line
                      ) -> Any:                   # entry.hyper instance
@@ -78,10 +78,23 @@ def hyper_parameters(entry: Method,
     for key in values:
         if key not in known:
             raise unknown_name(f"hyper-parameter of {entry.name}", key, known)
+    published = {f.name: f.default for f in dataclasses.fields(entry.hyper)}
     try:
+        for key, value in values.items():
+            if not _alike(value, published[key]):
+                raise TypeError(f"{key} must be of the kind of {published[key]}")
         return entry.hyper(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
     except (TypeError, ValueError) as error:
         raise UserError(entry.name, f"cannot be built with {dict(values)} ({error})", "see the table of hyper-parameters in its notebook") from None
+
+
+def _alike(value: Any, published: Any) -> bool:
+    "Whether a value could stand for a published one: whole numbers stay whole, lists stay lists."
+    if isinstance(published, (tuple, list)):
+        return isinstance(value, (tuple, list)) and all(any(_alike(v, p) for p in published) for v in value)
+    if isinstance(published, float):
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
+    return published is None or type(value) is type(published)
 
 
 def method(name: str,      # e.g. "tophat"

@@ -91,7 +91,7 @@ def _load(path: Path, identity: str, network: nn.Module, optimiser: torch.optim.
     optimiser.load_state_dict(content["optimiser"])
     return State(**content["state"])
 
-# %% ../../nbs/training/03_engine.ipynb #df8fcca1
+# %% ../../nbs/training/03_engine.ipynb #90d31775
 @dataclass(frozen=True)
 class Machine:
     "Where training runs."
@@ -110,6 +110,9 @@ class Machine:
                     values[key] = kind(os.environ[name])
                 except ValueError:
                     raise UserError(name, f"is {os.environ[name]!r}", "set it to a whole number") from None
+        for key, least in (("devices", 1), ("workers", 0)):
+            if values.get(key, least) < least:
+                raise UserError(f"IRSTD_{key.upper()}", f"is {values[key]}", f"set it to {least} or more")
         if values.get("accelerator", "cpu") not in ("cpu", "cuda", "auto"):
             raise UserError("IRSTD_ACCELERATOR", f"is {values['accelerator']!r}", "set it to cpu, cuda or auto")
         return Machine(**values)
@@ -171,7 +174,7 @@ def fit(build: Callable[[], nn.Module],   # makes the network; its random number
             raise SystemExit(0)  # the helper processes of DDP end here; the first one goes on alone
     return state
 
-# %% ../../nbs/training/03_engine.ipynb #a4117bda
+# %% ../../nbs/training/03_engine.ipynb #a44810e9
 def _repeatable(recipe: Recipe) -> None:
     torch.set_num_threads(recipe.threads)
     torch.use_deterministic_algorithms(True, warn_only=True)
@@ -194,7 +197,13 @@ def _train_epoch(fabric: Fabric, network: nn.Module, optimiser: torch.optim.Opti
         rate = learning_rate(recipe, (epoch + step / steps) / recipe.epochs)
         for group in optimiser.param_groups:
             group["lr"] = rate
-        terms = objective(network(batch["image"]), batch)
+        try:
+            logits = network(batch["image"])
+        except ValueError as error:
+            if "more than 1 value per channel" not in str(error):
+                raise
+            raise UserError("training", f"batch normalisation cannot learn from a batch of {len(batch['image'])} image", "raise recipe.batch, or give more training images") from None
+        terms = objective(logits, batch)
         optimiser.zero_grad()
         fabric.backward(terms["loss"])
         optimiser.step()

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Evaluation', 'evaluate', 'evaluate_run', 'examples_folder']
 
-# %% ../../nbs/training/05_evaluation.ipynb #42e804c8
+# %% ../../nbs/training/05_evaluation.ipynb #91a0f6e2
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..core.files import read_json, write_csv, write_json
+from ..core.files import read_json, write_csv, write_json, write_text
 from ..core.images import write_png
 from ..data.memory import Memory, load_memory
 from ..data.samples import Dataset, open_dataset
@@ -58,7 +58,7 @@ def evaluate(score: Scorer,
             kept[id] = scaled
     return Evaluation(images.ids, Counts.stack(decided), {t: Counts.stack(c) for t, c in sweep.items()}), kept
 
-# %% ../../nbs/training/05_evaluation.ipynb #d5048e97
+# %% ../../nbs/training/05_evaluation.ipynb #04d960ab
 def evaluate_run(run: Run,
                  out: Path | str,                       # receives counts.csv, metrics.json, run.json, examples/
                  trained: Path | str | None = None,     # folder of train_run (networks)
@@ -79,8 +79,8 @@ def evaluate_run(run: Run,
     write_csv(out / "counts.csv", result.rows())
     write_json(out / "metrics.json", metrics, digits=12)
     write_json(out / "run.json", record | {"versions": versions()})
-    if not classical:
-        (out / "history.csv").write_bytes((Path(trained) / "history.csv").read_bytes())
+    if not classical and not Path(trained).samefile(out):
+        write_text(out / "history.csv", (Path(trained) / "history.csv").read_text(encoding="utf-8"))
     for id, score in maps.items():
         write_png(out / examples_folder(dataset) / f"{id}.png", np.round(score.clip(0, 1) * 255).astype(np.uint8))
     return metrics

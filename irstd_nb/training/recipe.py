@@ -17,7 +17,7 @@ import torch
 from ..core.errors import UserError, unknown_name
 from ..data.transforms import Augmentation
 
-# %% ../../nbs/training/01_recipe.ipynb #9b305b79
+# %% ../../nbs/training/01_recipe.ipynb #c240fad2
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
     "Everything that decides how a network is trained, besides the network, its objective and the data."
@@ -39,6 +39,13 @@ class Recipe:
     threads: int = 1                              # CPU threads of a step: sums in another order give other last digits
 
     def __post_init__(self):
+        meant = {str: "a word", bool: "true or false", int: "a whole number", float: "a number"}
+        for f in dataclasses.fields(self):
+            value, kind = getattr(self, f.name), float if f.type == "float" or f.type is float else type(f.default)
+            if kind in meant and type(value) is not kind and not (kind is float and type(value) is int):
+                raise UserError(f"recipe.{f.name}", f"is {value!r}", f"give {meant[kind]}")
+        if self.long_side is not None and not (type(self.long_side) is tuple and [type(side) for side in self.long_side] == [int, int]):
+            raise UserError("recipe.long_side", f"is {self.long_side!r}", "give a range [smallest, largest] in pixels, or null")
         choices = {"optimiser": OPTIMISERS, "schedule": SCHEDULES, "precision": ("32-true", "bf16-mixed"), "select": ("best", "last")}
         for key, known in choices.items():
             if getattr(self, key) not in known:

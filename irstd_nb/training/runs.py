@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['Run', 'planned_runs', 'versions', 'machine_record', 'describe_data', 'describe_run', 'train_run', 'build_scorer']
 
-# %% ../../nbs/training/04_runs.ipynb #8c382737
+# %% ../../nbs/training/04_runs.ipynb #72777b50
 import dataclasses
 import platform
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import metadata
@@ -114,7 +115,7 @@ def describe_run(run: Run, entry: Method, dataset: Dataset, network: torch.nn.Mo
         record |= {"parameters": sum(p.numel() for p in network.parameters()), "recipe": dataclasses.asdict(run.full_recipe())}
     return record
 
-# %% ../../nbs/training/04_runs.ipynb #e57e4bbe
+# %% ../../nbs/training/04_runs.ipynb #f4265345
 def train_run(run: Run,
               out: Path | str,                    # receives weights.safetensors, history.csv, run.json
               checkpoints: Path | str,            # where unfinished runs wait
@@ -125,25 +126,36 @@ def train_run(run: Run,
     if entry.kind != "network":
         raise UserError(run.method, "is a classical method and has nothing to train", "evaluate it directly")
     settings = run.full_recipe()
+    for name in (run.train, run.test):  # before hours of work
+        if not dataset.split(name):
+            raise UserError(dataset.root, f"has an empty list {name}", "name one that holds ids")
     kept, held = hold_out(dataset.split(run.train), settings.validation, settings.seed)
     training = load_memory(dataset, kept) + (_everything(run.extra) if run.extra else Memory((), (), ()))
     validation = load_memory(dataset, held) if held else Memory((), (), ())
     build = lambda: entry.build(hyper_parameters(entry, run.hyper))
     record = describe_run(run, entry, dataset, build())
-    identity = sha256_text(repr(record))
-    if (finished := _finished(out, identity)) is not None:
-        return finished
+    identity = sha256_text(repr(record) + training.fingerprint() + validation.fingerprint())
     waiting = Path(checkpoints) / identity[:16]
+    if (finished := _finished(out, identity)) is not None:
+        _tidy(out, waiting)
+        return finished
     state = fit(build, find_objective(entry.objective), entry.stride, training, validation, settings, waiting, identity, machine, run.id)
     weights = write_weights(out / "weights.safetensors", state.weights)
     record |= {"identity": identity, "images": {"train": len(training), "validation": len(validation)}, "selected_epoch": state.selected,
-               "weights": sha256_file(weights), "versions": versions(), "machine": machine_record(machine, state.seconds)}
+               "weights": sha256_file(weights), "versions": versions()}
     write_csv(out / "history.csv", state.history)
     write_json(out / "run.json", record)
-    for file in waiting.iterdir():
-        file.unlink()
-    waiting.rmdir()
-    return record
+    _tidy(out, waiting)
+    return record | {"machine": machine_record(machine, state.seconds)}  # not written: equal runs write equal bytes
+
+
+def _tidy(out: Path, waiting: Path) -> None:
+    "Remove what a finished run no longer needs, also what a kill left behind."
+    shutil.rmtree(waiting, ignore_errors=True)
+    for part in out.glob(".*.part"):
+        part.unlink(missing_ok=True)
+    if waiting.parent.is_dir() and not any(waiting.parent.iterdir()):
+        waiting.parent.rmdir()
 
 
 def _finished(out: Path, identity: str) -> dict[str, Any] | None:
