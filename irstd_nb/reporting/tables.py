@@ -83,7 +83,7 @@ def _published(spec: Mapping[str, Any]) -> dict[tuple[str, str, str], float]:
                 raise unknown_name(f"{kind} of {spec['paper']} table {spec['table']}", name, set(known))
     return {(line.row, line.dataset, line.metric): line.value for line in frame.itertuples()}
 
-# %% ../../nbs/reporting/02_tables.ipynb #48b0fa80
+# %% ../../nbs/reporting/02_tables.ipynb #a54e81c1
 def caption(spec: Mapping[str, Any], runs: Path | str) -> str:
     "Table, rows present of rows published, profile, data and seeds."
     found = [run for name in spec["rows"].values() for dataset in spec["datasets"] for run in read_seeds(runs, name, dataset)]
@@ -94,7 +94,8 @@ def caption(spec: Mapping[str, Any], runs: Path | str) -> str:
     seeds = len({run.seed for run in found})
     text = (f"{title}, Table {spec['table']}{': ' + spec['caption'] if spec.get('caption') else ''} ({len(spec['rows'])} of {everyone.row.nunique()} rows). "
             f"Ours, the published value in brackets, and the difference. Profile {', '.join(profiles)}; {'; '.join(data)}; {seeds} seed{'' if seeds == 1 else 's'}.{_networks(spec, found)}")
-    return text + (" Simulated data: the differences do not measure how well the published values are reproduced." if any(map(is_simulated, found)) else "")
+    where = "Simulated data" if all(map(is_simulated, found)) else "Where the data are simulated"
+    return text + (f" {where}: the differences do not measure how well the published values are reproduced." if any(map(is_simulated, found)) else "")
 
 
 def _networks(spec: Mapping[str, Any], found: list[Run]) -> str:
