@@ -240,7 +240,7 @@ def _verb(verbs: Any, name: str, action: Any) -> argparse.ArgumentParser:
     verb.set_defaults(action=action)
     return verb
 
-# %% ../nbs/91_cli.ipynb #4a6ef51d
+# %% ../nbs/91_cli.ipynb #458a0da9
 def _data_verbs(verbs: Any) -> None:
     from irstd_nb.core.images import MASK_POLICIES
     _verb(verbs, "list", data_list)
@@ -270,7 +270,9 @@ def main(arguments: Sequence[str] | None = None,  # default: those of the proces
     "Entry point of the command `irstd`."
     given = _parser().parse_args(arguments)
     try:
-        return given.action(given)
+        status = given.action(given)
+        sys.stdout.flush()  # a closed pipe shows here, not when the interpreter ends
+        return status
     except UserError as error:
         print(error, file=sys.stderr)
         return 1
@@ -278,7 +280,7 @@ def main(arguments: Sequence[str] | None = None,  # default: those of the proces
         print("interrupted; the same command goes on", file=sys.stderr)
         return 130
     except BrokenPipeError:
-        sys.stderr.close()
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader has seen enough, e.g. `head`
         return 0
     except OSError as error:
         if error.filename is None:
