@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from .registry import Method, register
 
-# %% ../../nbs/methods/30_acm.ipynb #aba06556
+# %% ../../nbs/methods/30_acm.ipynb #63381fae
 def _gate(channels: int) -> nn.Sequential:
     "1×1 bottleneck to a quarter of the channels and back, sigmoid."
     middle = max(1, channels // 4)
@@ -22,7 +22,7 @@ def _gate(channels: int) -> nn.Sequential:
 
 
 class AsymmetricModulation(nn.Module):
-    "Fusion of a shallow and a deep map of one size by asymmetric contextual modulation (ACM, Eq. 6)."
+    "Fusion of a shallow and a deep map of one size by asymmetric contextual modulation (Dai et al., WACV 2021)."
 
     def __init__(self, channels: int):
         super().__init__()
@@ -72,7 +72,7 @@ class InputNormalisation(nn.Module):
     def forward(self, image: Tensor) -> Tensor:  # N×1×H×W -> N×3×H×W
         return self.norm((image - self.mean) / self.std)
 
-# %% ../../nbs/methods/30_acm.ipynb #dc393df5
+# %% ../../nbs/methods/30_acm.ipynb #6435deee
 @dataclass(frozen=True)
 class ACM:
     "Hyper-parameters of ACM-U-Net; the defaults are the released full-resolution checkpoint."
@@ -86,7 +86,7 @@ class ACM:
 
 
 class ACMNet(nn.Module):
-    "ACM-U-Net, full-resolution layout (ACM, Fig. 4, with the stem of the released checkpoint). Height and width must be multiples of 4."
+    "ACM-U-Net in the full-resolution layout of the released checkpoint (Dai et al., WACV 2021). Height and width must be multiples of 4."
 
     def __init__(self, hyper: ACM = ACM()):
         super().__init__()
