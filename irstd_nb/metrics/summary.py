@@ -5,17 +5,18 @@
 # %% auto #0
 __all__ = ['METRICS', 'summary']
 
-# %% ../../nbs/metrics/03_summary.ipynb #07e44b95
+# %% ../../nbs/metrics/03_summary.ipynb #a26776f4
 from .counts import Counts
-from .pixel import f1, iou, mean_f1, mean_precision, mean_recall, niou, precision, recall
-from .target import fa, fa_pixel, pd
+from .pixel import f1, f1_of_means, iou, mean_f1, mean_precision, mean_recall, niou, precision, recall
+from .target import fa, fa_objects, fa_pixel, pd
 
 METRICS = {"iou": iou, "niou": niou, "precision": precision, "recall": recall, "f1": f1, "mean_precision": mean_precision,
-           "mean_recall": mean_recall, "mean_f1": mean_f1, "pd": pd, "fa": fa, "fa_pixel": fa_pixel}  # name -> function of Counts
+           "mean_recall": mean_recall, "mean_f1": mean_f1, "f1_of_means": f1_of_means,
+           "pd": pd, "fa": fa, "fa_pixel": fa_pixel, "fa_objects": fa_objects}  # name -> function of Counts
 
-# %% ../../nbs/metrics/03_summary.ipynb #74e00f77
+# %% ../../nbs/metrics/03_summary.ipynb #82703f9b
 def summary(counts: Counts,
-            ) -> dict[str, float | int]:  # metrics in [0, 1], NaN where undefined; then n_images, n_targets, n_empty, pixels
+            ) -> dict[str, float | int]:  # metrics, NaN where undefined; then n_images, n_targets, n_empty, pixels
     "Every metric of a set and the sizes it was measured on; `n_empty` counts images with neither target nor prediction, which `niou` skips."
     sizes = {"n_images": len(counts), "n_targets": int(counts.targets.sum()),
              "n_empty": int((counts.tp + counts.fp + counts.fn == 0).sum()), "pixels": int(counts.pixels.sum())}
