@@ -13,7 +13,7 @@ import numpy as np
 
 from ..core.errors import UserError
 
-# %% ../../nbs/metrics/04_decision.ipynb #a0e86275
+# %% ../../nbs/metrics/04_decision.ipynb #032b0907
 def _fixed(score: np.ndarray, c: float) -> float:
     return c
 
@@ -35,7 +35,21 @@ def _relative(score: np.ndarray, threshold: float) -> float:
     return float(threshold) + 1e-5 * float(span) if span > 0 else float("inf")
 
 
-RULES: dict[str, Callable[..., float]] = {"fixed(c)": _fixed, "peak_or_mean": _peak_or_mean, "mean_std(k)": _mean_std, "fraction(c)": _fraction}
+def _at_least(score: np.ndarray, c: float) -> float:
+    return float(np.nextafter(c, -np.inf))
+
+
+def _stretched(score: np.ndarray, c: float) -> float:
+    low, high = float(score.min()), float(score.max())
+    return low + c * (high - low) if high > low else float("inf")
+
+
+def _rounded(score: np.ndarray, levels: float) -> float:
+    return 0.5 / levels
+
+
+RULES: dict[str, Callable[..., float]] = {"fixed(c)": _fixed, "peak_or_mean": _peak_or_mean, "mean_std(k)": _mean_std, "fraction(c)": _fraction,
+                                          "at_least(c)": _at_least, "stretched(c)": _stretched, "rounded(n)": _rounded}
 
 # %% ../../nbs/metrics/04_decision.ipynb #707dfeea
 def parse_rule(rule: str,                            # e.g. "fixed(0.5)", "peak_or_mean", "mean_std(15)", "fraction(0.5)"
