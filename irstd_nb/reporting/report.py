@@ -21,7 +21,7 @@ from .published import PAPERS, published
 from .runs import Run, data_label, is_simulated, provenance, read_run, read_runs
 from .tables import caption, comparison, header, unit, wide
 
-# %% ../../nbs/reporting/04_report.ipynb #e64bfdb3
+# %% ../../nbs/reporting/04_report.ipynb #c7604d97
 def _tables(reports: Path, profile: str, runs: Path, specs: Mapping[str, Any]) -> list[dict[str, Any]]:
     tables = []
     for name, spec in specs.items():
@@ -30,7 +30,7 @@ def _tables(reports: Path, profile: str, runs: Path, specs: Mapping[str, Any]) -
         links = [(path.relative_to(reports).as_posix(), kind) for suffix, kind in ((".csv", "CSV"), (".md", "Markdown"), (".tex", "LaTeX"))
                  for path in sorted((reports / profile).rglob(f"tables/{name}{suffix}"))]
         tables.append({"name": name, "title": f"{PAPERS[spec['paper']][0]}, Table {spec['table']}", "reference": PAPERS[spec["paper"]][1],
-                       "caption": caption(spec, runs), "head": header(frame), "blocks": blocks,
+                       "caption": caption(spec, runs, frame), "head": header(frame), "blocks": blocks,
                        "links": links})
     return tables
 

@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['Run', 'read_run', 'read_runs', 'read_seeds', 'is_simulated', 'data_label', 'provenance']
 
-# %% ../../nbs/reporting/01_runs.ipynb #09ba167c
+# %% ../../nbs/reporting/01_runs.ipynb #3eb37309
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,9 @@ import pandas as pd
 
 from ..core.errors import UserError
 from ..core.files import read_json
+from ..metrics.counts import Counts
 
-# %% ../../nbs/reporting/01_runs.ipynb #55dd2bbd
+# %% ../../nbs/reporting/01_runs.ipynb #4b1df013
 @dataclass(frozen=True)
 class Run:
     "One finished run on one data set with one seed."
@@ -36,6 +38,15 @@ class Run:
         "One row an epoch, or None for a method that is not trained."
         path = self.folder / "history.csv"
         return pd.read_csv(path) if path.is_file() else None
+
+    @cached_property
+    def counts(self) -> Counts | None:
+        "The counts of every image under the run's decision rule, or None if they were not kept."
+        path = self.folder / "counts.csv"
+        if not path.is_file():
+            return None
+        table = pd.read_csv(path, dtype={"rule": str, "id": str})
+        return Counts.from_rows(table[table.rule == "decision"].to_dict("records"))
 
 
 def read_run(folder: Path | str,  # holds run.json and metrics.json

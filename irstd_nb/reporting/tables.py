@@ -6,7 +6,7 @@
 __all__ = ['UNITS', 'HEADINGS', 'unit', 'heading', 'digits', 'comparison', 'caption', 'wide', 'header', 'to_markdown', 'to_latex',
            'write_table']
 
-# %% ../../nbs/reporting/02_tables.ipynb #c9e593ea
+# %% ../../nbs/reporting/02_tables.ipynb #970730e8
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,6 +18,8 @@ from tabulate import tabulate
 
 from ..core.errors import UserError, unknown_name
 from ..core.files import write_csv, write_text
+from ..metrics.intervals import Interval, bootstrap_seeds
+from ..metrics.summary import METRICS
 from .published import PAPERS, published
 from .runs import Run, data_label, is_simulated, provenance, read_seeds
 
@@ -42,10 +44,10 @@ def digits(metric: str) -> int:
     "Decimal places in print: three for fractions, two for percent and millions, one for parts per million."
     return {1e2: 2, 1e6: 1, 1e-6: 2}.get(unit(metric), 3)
 
-# %% ../../nbs/reporting/02_tables.ipynb #5d3b103d
+# %% ../../nbs/reporting/02_tables.ipynb #798089c4
 def comparison(spec: Mapping[str, Any],   # an entry of `tables` in params.yaml
                runs: Path | str,          # the profile's runs, e.g. runs/quick
-               ) -> pd.DataFrame:         # row, dataset, metric, published, ours, sd, difference, seeds
+               ) -> pd.DataFrame:         # row, dataset, metric, published, ours, sd, over, low, high, difference, seeds
     "Published and reproduced values of one table, in the published unit and order of the specification."
     values = _published(spec)
     lines = []
@@ -56,10 +58,10 @@ def comparison(spec: Mapping[str, Any],   # an entry of `tables` in params.yaml
         for dataset in spec["datasets"]:
             for metric, name in spec["columns"].items():
                 ours = [value * unit(metric) for run in seeds[dataset] if (value := _value(run, name)) is not None]
-                mean, sd = _mean(ours)
+                mean = float(np.mean(ours)) if ours else math.nan
                 printed = values.get((row, dataset, metric), math.nan)
-                lines.append({"row": row, "dataset": dataset, "metric": metric, "published": printed, "ours": mean, "sd": sd,
-                              "difference": mean - printed, "seeds": len(ours)})
+                lines.append({"row": row, "dataset": dataset, "metric": metric, "published": printed, "ours": mean,
+                              **_spread(ours, seeds[dataset], metric, name), "difference": mean - printed, "seeds": len(ours)})
     return pd.DataFrame(lines)
 
 
@@ -70,8 +72,13 @@ def _value(run: Run, name: str) -> float | None:
     return known[name]
 
 
-def _mean(values: list[float]) -> tuple[float, float]:
-    return float(np.mean(values)) if values else math.nan, float(np.std(values, ddof=1)) if len(values) > 1 else math.nan
+def _spread(ours: list[float], runs: list[Run], metric: str, name: str) -> dict[str, Any]:
+    "sd, over, low and high of one cell, in the published unit."
+    counts = [run.counts for run in runs]
+    known = name in METRICS and ours and all(c is not None for c in counts)
+    interval = bootstrap_seeds(counts, name) if known else Interval(*[math.nan] * 4)
+    sd, over = (np.std(ours, ddof=1), "seeds") if len(ours) > 1 else (interval.sd * unit(metric), "images")
+    return {"sd": float(sd), "over": "" if math.isnan(sd) else over, "low": interval.low * unit(metric), "high": interval.high * unit(metric)}
 
 # %% ../../nbs/reporting/02_tables.ipynb #9f79347e
 def _published(spec: Mapping[str, Any]) -> dict[tuple[str, str, str], float]:
@@ -83,8 +90,10 @@ def _published(spec: Mapping[str, Any]) -> dict[tuple[str, str, str], float]:
                 raise unknown_name(f"{kind} of {spec['paper']} table {spec['table']}", name, set(known))
     return {(line.row, line.dataset, line.metric): line.value for line in frame.itertuples()}
 
-# %% ../../nbs/reporting/02_tables.ipynb #a54e81c1
-def caption(spec: Mapping[str, Any], runs: Path | str) -> str:
+# %% ../../nbs/reporting/02_tables.ipynb #52d25bc6
+def caption(spec: Mapping[str, Any], runs: Path | str,
+            frame: pd.DataFrame,  # of `comparison`
+            ) -> str:
     "Table, rows present of rows published, profile, data and seeds."
     found = [run for name in spec["rows"].values() for dataset in spec["datasets"] for run in read_seeds(runs, name, dataset)]
     title, everyone = PAPERS[spec["paper"]][0], published(spec["paper"], str(spec["table"]))
@@ -93,9 +102,16 @@ def caption(spec: Mapping[str, Any], runs: Path | str) -> str:
     profiles = sorted({str(run.record.get("profile", "?")) for run in found})
     seeds = len({run.seed for run in found})
     text = (f"{title}, Table {spec['table']}{': ' + spec['caption'] if spec.get('caption') else ''} ({len(spec['rows'])} of {everyone.row.nunique()} rows). "
-            f"Ours, the published value in brackets, and the difference. Profile {', '.join(profiles)}; {'; '.join(data)}; {seeds} seed{'' if seeds == 1 else 's'}.{_networks(spec, found)}")
+            f"Ours, the published value in brackets, and the difference. Profile {', '.join(profiles)}; {'; '.join(data)}; {seeds} seed{'' if seeds == 1 else 's'}.{_meaning(frame)}{_networks(spec, found)}")
     where = "Simulated data" if all(map(is_simulated, found)) else "Where the data are simulated"
     return text + (f" {where}: the differences do not measure how well the published values are reproduced." if any(map(is_simulated, found)) else "")
+
+
+def _meaning(frame: pd.DataFrame) -> str:
+    "What stands behind the sign ±, as a sentence."
+    found = set(frame.over) - {""}
+    images = "over resampled test images" + (" where there is one seed" if len(found) > 1 else "")
+    return f" ± is the standard deviation {' or '.join(text for over, text in (('seeds', 'over seeds'), ('images', images)) if over in found)}." if found else ""
 
 
 def _networks(spec: Mapping[str, Any], found: list[Run]) -> str:
@@ -170,14 +186,15 @@ def _latex(text: str) -> str:
              "^": r"\textasciicircum{}", "±": r"$\pm$", "−": "$-$", "–": "--", "Δ": r"$\Delta$"}
     return "".join(marks.get(character, character) for character in text.replace("10⁻⁶", "\0")).replace("\0", "$10^{-6}$")
 
-# %% ../../nbs/reporting/02_tables.ipynb #4fac3b10
+# %% ../../nbs/reporting/02_tables.ipynb #0ecbea4c
 def write_table(name: str,                # file name, e.g. "pixelgame-VI"
                 spec: Mapping[str, Any],  # its entry in params.yaml
                 runs: Path | str,         # e.g. runs/quick
                 folder: Path | str,       # where to, e.g. reports/quick/tables
                 ) -> list[Path]:          # the CSV, Markdown and LaTeX files
     "Write one table as long CSV and as wide Markdown and LaTeX."
-    frame, text, folder = comparison(spec, runs), caption(spec, runs), Path(folder)
+    frame, folder = comparison(spec, runs), Path(folder)
+    text = caption(spec, runs, frame)
     return [write_csv(folder / f"{name}.csv", frame.to_dict("records")),
             write_text(folder / f"{name}.md", to_markdown(frame, text)),
             write_text(folder / f"{name}.tex", to_latex(frame, text, name))]

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['Evaluation', 'evaluate', 'evaluate_run', 'examples_folder']
 
-# %% ../../nbs/training/05_evaluation.ipynb #91a0f6e2
-from collections.abc import Iterable, Sequence
+# %% ../../nbs/training/05_evaluation.ipynb #d27d9833
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,71 +19,92 @@ from ..core.images import write_png
 from ..data.memory import Memory, load_memory
 from ..data.samples import Dataset, open_dataset
 from ..methods.registry import find_method
-from ..metrics.counts import Counts, count
+from ..metrics.counts import Counts, count, sweep
+from ..metrics.curves import PixelScores
 from ..metrics.decision import decide
-from ..metrics.summary import summary
+from ..metrics.soft import SOFT, SoftCounts, soft_count
+from ..metrics.summary import METRICS, summary
 from .inference import Scorer
 from .runs import Run, build_scorer, describe_data, describe_run, versions
 
-# %% ../../nbs/training/05_evaluation.ipynb #03e93a2b
+# %% ../../nbs/training/05_evaluation.ipynb #7ad818b0
 @dataclass(frozen=True)
 class Evaluation:
-    "Counts of every image under the decision rule and under fixed thresholds."
+    "What was measured on a set, image by image."
     ids: tuple[str, ...]
-    decided: Counts
+    decided: Counts             # under the decision rule
     sweep: dict[float, Counts]  # threshold on the score -> counts
+    soft: SoftCounts            # sums of probabilities; zero images where scores are none
+    pixels: PixelScores         # all scores of the set, for ROC and precision-recall
 
     def rows(self) -> list[dict]:
         "Rows for `counts.csv`: rule (`decision` or a threshold), id and the counts."
         tables = [("decision", self.decided), *((f"{t:g}", c) for t, c in self.sweep.items())]
         return [{"rule": rule, **row} for rule, counts in tables for row in counts.rows(self.ids)]
 
+    def metrics(self) -> dict[str, float | int]:
+        "`summary` of the decided masks; area under the ROC and average precision of the scores; soft metrics of probabilities."
+        soft = {name: METRICS[metric](self.soft) for name, metric in SOFT.items()} if len(self.soft) else {}
+        return summary(self.decided) | {"auc": self.pixels.auc().value, "average_precision": self.pixels.average_precision().value} | soft
 
+# %% ../../nbs/training/05_evaluation.ipynb #89cec9c4
 def evaluate(score: Scorer,
              images: Memory,
              decision: str,                        # rule of irstd_nb.metrics.decision
              thresholds: Sequence[float] = (),     # of the sweep
-             relative: bool = False,               # divide each map by its maximum before the sweep
-             keep: Iterable[str] = (),             # ids whose score maps are handed back for pictures
-             ) -> tuple[Evaluation, dict[str, np.ndarray]]:  # and id -> score map, in [0, 1] where relative
+             probability: bool = True,             # scores are probabilities; otherwise each map is divided by its maximum, after the decision
+             see: Callable[[str, np.ndarray], None] = lambda id, score: None,  # is shown every id and its scaled score map
+             ) -> Evaluation:
     "Score, decide and count every image of a set."
-    decided, sweep, kept, keep = [], {t: [] for t in thresholds}, {}, set(keep)
+    decided, swept, soft, pixels = [], [], [], PixelScores()
     for i, id in enumerate(images.ids):
-        response = score(images.image(i))
-        decided.append(count(decide(response, decision), images.masks[i]))
-        scaled = response / response.max() if relative and response.max() > 0 else response
-        for t in thresholds:
-            sweep[t].append(count(decide(scaled, f"fixed({t!r})"), images.masks[i]))
-        if id in keep:
-            kept[id] = scaled
-    return Evaluation(images.ids, Counts.stack(decided), {t: Counts.stack(c) for t, c in sweep.items()}), kept
+        response, mask = score(images.image(i)), images.masks[i]
+        decided.append(count(decide(response, decision), mask))
+        scaled = response if probability or response.max() <= 0 else response / response.max()
+        swept.append(sweep(scaled, mask, thresholds))
+        soft += [soft_count(scaled, mask)] if probability else []
+        pixels.add(scaled, mask)
+        see(id, scaled)
+    return Evaluation(images.ids, Counts.stack(decided), {t: Counts.stack(c[k] for c in swept) for k, t in enumerate(thresholds)},
+                      SoftCounts.stack(soft), pixels)
 
-# %% ../../nbs/training/05_evaluation.ipynb #04d960ab
+# %% ../../nbs/training/05_evaluation.ipynb #130d6392
 def evaluate_run(run: Run,
                  out: Path | str,                       # receives counts.csv, metrics.json, run.json, examples/
                  trained: Path | str | None = None,     # folder of train_run (networks)
                  thresholds: Sequence[float] = (),      # of the sweep
                  examples: int = 0,                     # score maps of the first test images, kept for figures
                  limit: int | None = None,              # measure only the first images (profile smoke)
+                 scores: Path | str | None = None,      # folder that receives every score map as a 16-bit PNG, for `irstd score`
                  ) -> dict[str, Any]:                   # metrics.json
     "Measure a run on its test split at native size."
     entry, dataset, out = find_method(run.method), open_dataset(run.folder), Path(out)
     images = load_memory(dataset, dataset.split(run.test)[:limit])
-    classical = entry.kind == "classical"
+    classical, shown = entry.kind == "classical", set(images.ids[:examples])
     if not classical:
         torch.set_num_threads(run.full_recipe().threads)
-    result, maps = evaluate(build_scorer(run, trained), images, entry.decision, thresholds, relative=classical, keep=images.ids[:examples])
+
+    def keep(id: str, score: np.ndarray) -> None:
+        if id in shown:
+            _write_map(out / examples_folder(dataset) / f"{id}.png", score, np.uint8)
+        if scores is not None:
+            _write_map(Path(scores) / f"{id}.png", score, np.uint16)
+
+    result = evaluate(build_scorer(run, trained), images, entry.decision, thresholds, probability=not classical, see=keep)
     record = describe_run(run, entry, dataset) if classical else _trained_record(run, dataset, Path(trained))
     record["images"] = record.get("images", {}) | {"test": len(images)}
-    metrics = summary(result.decided)
+    metrics = result.metrics()
     write_csv(out / "counts.csv", result.rows())
     write_json(out / "metrics.json", metrics, digits=12)
     write_json(out / "run.json", record | {"versions": versions()})
     if not classical and not Path(trained).samefile(out):
         write_text(out / "history.csv", (Path(trained) / "history.csv").read_text(encoding="utf-8"))
-    for id, score in maps.items():
-        write_png(out / examples_folder(dataset) / f"{id}.png", np.round(score.clip(0, 1) * 255).astype(np.uint8))
     return metrics
+
+
+def _write_map(path: Path, score: np.ndarray, levels: type) -> None:
+    "Write a map in [0, 1] as a gray image of all levels of this type, halves rounded down, so that 0.5 does not become more than 0.5; the rest is clipped."
+    write_png(path, np.ceil(score.clip(0, 1).astype(np.float64) * np.iinfo(levels).max - 0.5).astype(levels))
 
 
 def _trained_record(run: Run, dataset: Dataset, trained: Path) -> dict[str, Any]:
