@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['PREFERRED_PROTOCOLS', 'THRESHOLDS', 'choose_lists', 'data_list', 'data_import', 'data_download', 'data_check',
-           'data_simulate', 'settings', 'list_methods', 'train', 'evaluate', 'compare', 'main']
+           'data_simulate', 'data_statistics', 'data_sirst5k', 'data_densify', 'data_sky', 'settings', 'list_methods',
+           'train', 'evaluate', 'compare', 'score', 'main']
 
-# %% ../nbs/91_cli.ipynb #c1947756
+# %% ../nbs/91_cli.ipynb #c89968a0
 import argparse
 import dataclasses
 import os
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from .core.errors import UserError
-from .core.files import read_json, write_json
+from .core.files import read_json, write_json, write_text
 from .core.params import load_params, project_root, set_entry
 
 # %% ../nbs/91_cli.ipynb #de251581
@@ -119,6 +120,58 @@ def data_simulate(given: argparse.Namespace) -> int:
     _adopt(simulate_dataset(given.folder, given.preset, given.train, given.test, (given.height, given.width), given.seed), keep_params=True)
     return 0
 
+# %% ../nbs/91_cli.ipynb #3c68e444
+def data_statistics(given: argparse.Namespace) -> int:
+    "Quantiles of what a data set's targets and images are like; with --against, how far another set is from it."
+    from irstd_nb.data.samples import open_dataset
+    from irstd_nb.data.statistics import compare as beside
+    from irstd_nb.data.statistics import describe, summary
+    of = lambda folder, listed: describe(dataset := open_dataset(folder), dataset.split(listed) if listed else None)
+    tables = of(given.folder, given.list)
+    others = of(given.against, given.against_list) if given.against else None
+    for k, what in enumerate(("targets", "images")):
+        numbers = tables[k].drop(columns=["x0", "y0", "x1", "y1"], errors="ignore")
+        frame = beside(numbers, others[k]) if others else summary(numbers)
+        print(f"{what}: {len(tables[k])}{f' and {len(others[k])}, medians and distances' if others else ''}\n{frame.to_string(float_format='{:.4g}'.format)}\n")
+    return 0
+
+
+def data_sirst5k(given: argparse.Namespace) -> int:
+    "Write SIRST-5K's synthetic set of a training list: each image, mixed with sensor noise, and its turned targets."
+    from irstd_nb.data.samples import open_dataset
+    from irstd_nb.synthesis.sirst5k import sirst5k_dataset
+    source = open_dataset(given.source)
+    _adopt(sirst5k_dataset(given.folder, source, _training_list(source, given.list), given.mode, seed=given.seed, **settings(given.set)), keep_params=True)
+    return 0
+
+
+def data_densify(given: argparse.Namespace) -> int:
+    "Write a dense version of a data set with sky masks: clusters of small targets in its sky, as in DenseSIRST."
+    from irstd_nb.data.samples import open_dataset
+    from irstd_nb.synthesis.copy_paste import cut_library
+    from irstd_nb.synthesis.densesirst import densify
+    source = open_dataset(given.source)
+    library = cut_library(open_dataset(given.library)) if given.library else None
+    _adopt(densify(given.folder, source, f"{source.name}-dense", library, source.split(given.list) if given.list else None, given.sky, given.seed), keep_params=True)
+    return 0
+
+
+def data_sky(given: argparse.Namespace) -> int:
+    "Write a data set again with an estimated sky mask for each image."
+    from irstd_nb.data.samples import open_dataset
+    from irstd_nb.synthesis.sky import add_sky
+    _adopt(add_sky(open_dataset(given.source), given.folder), keep_params=True)
+    return 0
+
+
+def _training_list(dataset: Any, given: str | None) -> str:
+    lists = choose_lists(dataset.splits)
+    if given is None and lists is None:
+        raise UserError(dataset.root, f"has no pair of lists train and test, only {', '.join(dataset.splits) or 'none'}", "name one: --list LIST")
+    return given or lists[0]
+
+
+
 # %% ../nbs/91_cli.ipynb #54a7808a
 def settings(pairs: Sequence[str],  # e.g. ["epochs=3", "widths=[8,16,32]"]
              ) -> dict[str, Any]:
@@ -145,7 +198,7 @@ def list_methods(given: argparse.Namespace) -> int:
         print(f"{entry.name}: {entry.title} ({entry.kind}, {entry.family}, {entry.year}); {hyper}\n  {entry.reference}")
     return 0
 
-# %% ../nbs/91_cli.ipynb #84e75146
+# %% ../nbs/91_cli.ipynb #e92e7b4d
 THRESHOLDS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)  # of the sweep in counts.csv
 
 
@@ -177,7 +230,7 @@ def train(given: argparse.Namespace) -> int:
 
 def evaluate(given: argparse.Namespace) -> int:
     "Measure a classical method, or a network with its trained weights, on a test list."
-    return _measure(_run(given), _results_folder(given.out), given.trained)
+    return _measure(_run(given), _results_folder(given.out), given.trained, given.scores and _results_folder(given.scores))
 
 
 def _results_folder(path: str) -> Path:
@@ -189,12 +242,12 @@ def _results_folder(path: str) -> Path:
     return folder
 
 
-def _measure(run: Any, out: Path, trained: Path | str | None) -> int:
+def _measure(run: Any, out: Path, trained: Path | str | None, scores: Path | None = None) -> int:
     from irstd_nb.methods.registry import find_method
     from irstd_nb.training.evaluation import evaluate_run
     if find_method(run.method).kind == "network" and trained is None:
         raise UserError(run.method, "is a network and needs weights", "name the folder that `irstd train` wrote: --trained FOLDER")
-    metrics = evaluate_run(run, out, trained, THRESHOLDS)
+    metrics = evaluate_run(run, out, trained, THRESHOLDS, scores=scores)
     print(f"{run.id}, list {run.test}, native size: {metrics['n_images']} images, {metrics['n_targets']} targets")
     for name in ("iou", "niou", "precision", "recall", "f1", "pd", "fa"):
         print(f"  {name:9} {'undefined' if metrics[name] != metrics[name] else format(metrics[name], '.4g' if name == 'fa' else '.4f')}")
@@ -210,7 +263,26 @@ def compare(given: argparse.Namespace) -> int:
     print(describe(compare_with_committed(root, (f"runs/{profile}", f"reports/{profile}"))))
     return 0
 
-# %% ../nbs/91_cli.ipynb #24cd46dd
+# %% ../nbs/91_cli.ipynb #26128216
+def score(given: argparse.Namespace) -> int:
+    "Score a folder of predictions against a folder of masks, as a paper does."
+    from irstd_nb.metrics.protocols import PROTOCOLS
+    from irstd_nb.metrics.scoring import score_folder
+    presets = [name for name, protocol in PROTOCOLS.items() if protocol.task == "masks"] if given.all_presets else [given.preset]
+    report = score_folder(given.predictions, given.masks, presets, given.list, given.pattern, given.logits, given.resize, given.mask_policy, given.rule)
+    print(report.markdown(), end="")
+    if given.markdown:
+        write_text(given.markdown, report.markdown())
+    if given.json:
+        write_json(given.json, report.record(given.per_image), digits=12)
+    return 0
+
+
+def _presets() -> str:
+    from irstd_nb.metrics.protocols import PROTOCOLS
+    return "presets:\n" + "\n".join(f"  {name:11} {protocol.title}" for name, protocol in PROTOCOLS.items())
+
+# %% ../nbs/91_cli.ipynb #286ac74c
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="irstd", description="Infrared small-target detection made reproducible.")
     verbs = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
@@ -231,6 +303,8 @@ def _parser() -> argparse.ArgumentParser:
             verb.add_argument("--seed", type=int, default=0)
         else:
             verb.add_argument("--trained", metavar="FOLDER", help="networks: the folder that `irstd train` wrote")
+            verb.add_argument("--scores", metavar="FOLDER", help="write every score map as a 16-bit PNG, e.g. for `irstd score`")
+    _score_verb(_verb(verbs, "score", score))
     _verb(verbs, "compare", compare)
     return parser
 
@@ -240,7 +314,33 @@ def _verb(verbs: Any, name: str, action: Any) -> argparse.ArgumentParser:
     verb.set_defaults(action=action)
     return verb
 
-# %% ../nbs/91_cli.ipynb #458a0da9
+# %% ../nbs/91_cli.ipynb #c0368505
+def _score_verb(verb: argparse.ArgumentParser) -> None:
+    from irstd_nb.core.images import MASK_POLICIES
+    verb.add_argument("predictions", help="folder of score maps: gray PNG, BMP or TIFF of 8 or 16 bit, .npy or .npz; or a JSON file of boxes")
+    verb.add_argument("masks", help="folder of mask images, or a data set folder")
+    which = verb.add_mutually_exclusive_group()
+    which.add_argument("--preset", default="standard", metavar="NAME", help="whose way of counting, see below; default: standard")
+    which.add_argument("--all-presets", action="store_true", help="one row for every preset of masks")
+    verb.add_argument("--list", metavar="LIST", help="file of the images to score, one id a line, or the name of a data set's list")
+    verb.add_argument("--pattern", default="*", help="which files of the folder are predictions, e.g. '*_pred.png'")
+    verb.add_argument("--logits", action="store_true", help="the arrays hold logits: apply the sigmoid")
+    verb.add_argument("--resize", action="store_true", help="resize maps of another size than their mask, bilinearly")
+    verb.add_argument("--mask-policy", default="", choices=MASK_POLICIES, help="what gray mask values mean, in place of the preset's own reading")
+    verb.add_argument("--rule", default="", help="decision rule in place of the preset's, e.g. 'fixed(0.3)'")
+    verb.add_argument("--json", metavar="FILE", help="write all numbers")
+    verb.add_argument("--per-image", action="store_true", help="with the counts of every image in the JSON file")
+    verb.add_argument("--markdown", metavar="FILE", help="write what is printed")
+    verb.formatter_class = argparse.RawDescriptionHelpFormatter
+    plain = verb.format_help
+
+    def format_help() -> str:
+        verb.epilog = _presets()  # only where help is asked for, so that other commands start without it
+        return plain()
+
+    verb.format_help = format_help
+
+
 def _data_verbs(verbs: Any) -> None:
     from irstd_nb.core.images import MASK_POLICIES
     _verb(verbs, "list", data_list)
@@ -258,6 +358,24 @@ def _data_verbs(verbs: Any) -> None:
     check.add_argument("folder", metavar="FOLDER", help="folder or zip file, in any of the public layouts")
     check.add_argument("--name", help="compare with this public set; default: by the folder's record or name")
     check.add_argument("--mask-policy", default="binary", choices=MASK_POLICIES, help="what gray mask values mean")
+    told = _verb(verbs, "statistics", data_statistics)
+    told.add_argument("folder", metavar="FOLDER", help="data set folder")
+    told.add_argument("--list", metavar="LIST", help="only the images of this list")
+    told.add_argument("--against", metavar="FOLDER", help="another data set, laid beside it")
+    told.add_argument("--against-list", metavar="LIST", help="only the images of this list of the other set")
+    for name, action in (("sirst5k", data_sirst5k), ("densify", data_densify), ("sky", data_sky)):
+        derive = _verb(verbs, name, action)
+        derive.add_argument("source", metavar="SOURCE", help="data set folder")
+        derive.add_argument("folder", metavar="FOLDER", help="folder to write")
+        if name == "sirst5k":
+            derive.add_argument("--mode", default="paper", help="paper: as the text says; released: as the published code does; default: paper")
+            derive.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="other values of the procedure, e.g. alpha=0.2 s=5 label=rotated")
+        if name == "densify":
+            derive.add_argument("--sky", metavar="FOLDER", help="folder of sky masks, <id>.png; default: sky/ of the source")
+            derive.add_argument("--library", metavar="FOLDER", help="data set whose targets are pasted; default: the images that are made dense")
+        if name != "sky":
+            derive.add_argument("--list", metavar="LIST", help="the images to work on; default: " + ("the training list of the commonest protocol" if name == "sirst5k" else "all"))
+            derive.add_argument("--seed", type=int, default=0, help="default 0")
     make = _verb(verbs, "simulate", data_simulate)
     make.add_argument("preset", help="a preset of irstd_nb.synthesis.scenes, e.g. sim-nuaa")
     make.add_argument("folder", metavar="FOLDER", help="folder to write")

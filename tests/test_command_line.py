@@ -16,7 +16,8 @@ from irstd_nb.core.images import write_png
 from irstd_nb.core.params import load_params
 from irstd_nb.data.samples import open_dataset, write_dataset
 
-VERBS = [[], ["data"], ["data", "list"], ["data", "import"], ["data", "download"], ["data", "check"], ["data", "simulate"], ["methods"], ["train"], ["evaluate"], ["compare"]]
+VERBS = [[], ["data"], ["data", "list"], ["data", "import"], ["data", "download"], ["data", "check"], ["data", "statistics"],
+         ["data", "simulate"], ["data", "sirst5k"], ["data", "densify"], ["data", "sky"], ["methods"], ["train"], ["evaluate"], ["score"], ["compare"]]
 SMALL = ["--hyper", "widths=[4,8,16]", "blocks=1", "--recipe", "crop=32", "batch=2", "epochs=1"]  # trains in a moment, should a mistake go unseen
 
 
