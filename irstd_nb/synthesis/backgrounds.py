@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['Array', 'Generator', 'BACKGROUNDS', 'Background', 'fractal', 'standardised', 'clear_sky', 'cloud_opacity',
-           'cloudy_sky', 'cloud', 'wave_slopes', 'sun_glint', 'sea', 'ridge', 'terrain', 'add_road', 'add_building',
-           'ground']
+           'cloudy_sky', 'cloud', 'plain', 'highlight', 'wave_slopes', 'sun_glint', 'sea', 'ridge', 'terrain',
+           'add_road', 'add_trees', 'add_warm_bodies', 'add_lamps', 'add_wires', 'add_mast', 'facade', 'add_building',
+           'ground', 'field', 'city']
 
 # %% ../../nbs/synthesis/00_backgrounds.ipynb #8d26d50d
 from dataclasses import dataclass
@@ -28,7 +29,7 @@ class Background:
         "H×W bool, True on sky; clouds belong to the sky."
         return np.arange(len(self.radiance))[:, None] < self.skyline
 
-# %% ../../nbs/synthesis/00_backgrounds.ipynb #e42d3d05
+# %% ../../nbs/synthesis/00_backgrounds.ipynb #bfd17492
 def fractal(rng: Generator,
             size: tuple[int, int],  # H, W
             beta: float = 3.0,      # slope of the power spectrum: 2 is rough, 4 is smooth
@@ -38,12 +39,12 @@ def fractal(rng: Generator,
             ) -> Array:             # H×W float64 of mean 0 and standard deviation 1
     "A Gaussian random field with the power spectrum f**-beta (Voss 1985)."
     rows, columns = (fft.next_fast_len(int(n + margin * n), real=True) if margin else n for n in size)
-    fy, fx = fft.fftfreq(rows)[:, None], fft.rfftfreq(columns)
-    along, across = np.cos(angle) * fx + np.sin(angle) * fy, np.cos(angle) * fy - np.sin(angle) * fx
-    power = (stretch * along) ** 2 + across ** 2
+    fy, fx = fft.fftfreq(rows).astype(np.float32)[:, None], fft.rfftfreq(columns).astype(np.float32)
+    c, s = float(np.cos(angle)), float(np.sin(angle))
+    power = (stretch * (c * fx + s * fy)) ** 2 + (c * fy - s * fx) ** 2
     power[0, 0] = np.inf  # no mean
-    spectrum = fft.rfft2(rng.standard_normal((rows, columns))) * power ** (-beta / 4)
-    return standardised(fft.irfft2(spectrum, (rows, columns))[:size[0], :size[1]])
+    spectrum = fft.rfft2(rng.standard_normal((rows, columns), dtype=np.float32)) * power ** np.float32(-beta / 4)  # single precision: twice as fast
+    return standardised(fft.irfft2(spectrum, (rows, columns))[:size[0], :size[1]].astype(np.float64))
 
 
 def standardised(field: Array) -> Array:
@@ -73,7 +74,7 @@ def cloud_opacity(rng: Generator,
     texture = fractal(rng, size, beta, stretch, rng.uniform(-0.4, 0.4))
     return -np.expm1(-density * np.maximum(texture - special.ndtri(1 - coverage), 0))
 
-# %% ../../nbs/synthesis/00_backgrounds.ipynb #62ddbcf1
+# %% ../../nbs/synthesis/00_backgrounds.ipynb #a5af8f64
 def cloudy_sky(rng: Generator,
                size: tuple[int, int],
                beta: tuple[float, float],  # range of the texture's slope
@@ -84,7 +85,7 @@ def cloudy_sky(rng: Generator,
     relief = rng.uniform(0.02, 0.12) * fractal(rng, size, rng.uniform(*beta))  # warmer where the cloud is lower
     for _ in range(rng.integers(1, 4)):
         opacity = cloud_opacity(rng, size, rng.uniform(*beta), rng.uniform(0.05, 0.8), np.exp(rng.uniform(-2.0, 1.3)), np.exp(rng.uniform(0, 1.4)))
-        radiance = radiance + opacity * (rng.uniform(0.3, 1.0) + relief - radiance)
+        radiance = radiance + opacity * (rng.uniform(0.4, 1.1) + relief - radiance)
     return radiance
 
 
@@ -94,6 +95,28 @@ def cloud(rng: Generator,
           ) -> Background:
     "A picture full of sky."
     return Background(cloudy_sky(rng, size, beta, np.exp(rng.uniform(0.5, 3.8))), np.full(size[1], size[0]))
+
+
+def plain(rng: Generator,
+          size: tuple[int, int],
+          beta: tuple[float, float] = (2.6, 4.6),
+          ) -> Background:
+    "A clear sky with haze, in which the camera's noise is all there is."
+    clear = clear_sky(size, np.exp(rng.uniform(0.5, 3.8)), rng.uniform(0.5, 8), rng.uniform(0.05, 0.3))
+    return Background(clear + clear.std() * np.exp(rng.uniform(-2, 1)) * fractal(rng, size, rng.uniform(*beta)), np.full(size[1], size[0]))
+
+
+def highlight(rng: Generator,
+              size: tuple[int, int],
+              beta: tuple[float, float] = (2.6, 4.6),
+              ) -> Background:
+    "A sky with a low sun in or beside the picture: an aureole behind the clouds, brighter than everything else."
+    y, x = np.mgrid[:size[0], :size[1]] / max(size)
+    away = np.hypot(y - rng.uniform(-0.2, 1.0), x - rng.uniform(-0.2, 1.2)) / rng.uniform(0.03, 0.25)
+    glow = rng.uniform(0.5, 2.5) * (1 + away ** 2) ** -rng.uniform(0.6, 1.5)
+    sky = cloudy_sky(rng, size, beta, np.exp(rng.uniform(0.5, 3.0)))
+    veil = 1 - rng.uniform(0.2, 1.0) * cloud_opacity(rng, size, rng.uniform(*beta), rng.uniform(0.2, 0.8), np.exp(rng.uniform(-0.5, 1.5)), np.exp(rng.uniform(0, 1.0)))
+    return Background(sky + glow * veil, np.full(size[1], size[0]))
 
 # %% ../../nbs/synthesis/00_backgrounds.ipynb #afa1275f
 def wave_slopes(rng: Generator,
@@ -162,7 +185,7 @@ def terrain(rng: Generator,
     patches = special.expit(rng.uniform(2, 12) * (fractal(rng, size, 3.0, rng.uniform(1.5, 4.0)) - rng.normal()))
     return rng.uniform(0.01, 0.12) * texture + rng.uniform(-0.35, 0.35) * patches
 
-# %% ../../nbs/synthesis/00_backgrounds.ipynb #7c2ef3ca
+# %% ../../nbs/synthesis/00_backgrounds.ipynb #e511b55d
 def add_road(rng: Generator,
              radiance: Array,  # H×W, changed in place
              skyline: Array,   # W, first row below the sky
@@ -175,30 +198,113 @@ def add_road(rng: Generator,
     radiance += rng.uniform(-0.25, 0.35) * np.exp(-0.5 * (away / width_px) ** 2) * (y >= skyline)
 
 
+def add_trees(rng: Generator,
+              radiance: Array,  # H×W, changed in place
+              skyline: Array,   # W, changed in place where a crown rises above it
+              ) -> None:
+    "Crowns of trees before what is behind them: a fractal outline with holes, leaves as rough texture."
+    height, width = radiance.shape
+    top, depth = rng.uniform(0.2, 0.95) * height, rng.uniform(0.05, 0.25) * height
+    outline = fractal(rng, (height, width), rng.uniform(1.8, 2.8), margin=0.2)
+    solid = (np.arange(height)[:, None] - top) / depth + 0.8 * outline > 0
+    crowns = radiance[int(min(top, height - 1))].mean() + rng.uniform(-0.4, 0.4) + rng.uniform(0.03, 0.15) * fractal(rng, (height, width), rng.uniform(1.2, 2.2), margin=0.0)
+    radiance[solid] = crowns[solid]
+    first = np.where(solid.any(0), solid.argmax(0), height)
+    skyline[:] = np.minimum(skyline, first)
+
+
+def add_warm_bodies(rng: Generator,
+                    radiance: Array,  # H×W, changed in place
+                    skyline: Array,   # W, bodies stand below it
+                    ) -> None:
+    "Warm or cold bodies larger than targets: ellipses and boxes with soft edges."
+    height, width = radiance.shape
+    y, x = np.ogrid[:height, :width]
+    for _ in range(rng.integers(1, 5)):
+        dx, long = rng.uniform(0, width), rng.uniform(0.03, 0.14) * min(height, width)
+        high, ground = long * rng.uniform(0.4, 1.6), skyline[min(int(dx), width - 1)]
+        dy = rng.uniform(min(ground + high, height), height)
+        u, v, power = (x - dx) / long, (y - dy) / high, rng.choice((2.0, 6.0))
+        body = np.clip((1 - (np.abs(u) ** power + np.abs(v) ** power)) * rng.uniform(1, 6), 0, 1)
+        radiance += rng.choice((-0.5, 1.0), p=(0.3, 0.7)) * rng.uniform(0.2, 1.0) * body * (y >= skyline)
+
+
+def add_lamps(rng: Generator,
+              radiance: Array,  # H×W, changed in place
+              skyline: Array,   # W
+              ) -> None:
+    "Small hot things on the ground: lamps, chimneys, engines; one to three pixels wide."
+    height, width = radiance.shape
+    for _ in range(rng.integers(1, 12)):
+        column, side = int(rng.integers(width)), int(rng.integers(1, 4))
+        row = int(rng.integers(min(skyline[column] + 1, height - 1), height))
+        radiance[row:row + side, column:column + int(rng.integers(1, 4))] += np.exp(rng.uniform(-2, 0.2))
+
+
+def add_wires(rng: Generator,
+              radiance: Array,  # H×W, changed in place
+              ) -> None:
+    "One to four hanging wires, a pixel or less wide, across the picture; the sky behind them stays sky."
+    height, width = radiance.shape
+    y, x = np.arange(height)[:, None], np.linspace(-1, 1, width)
+    slope, sag, contrast, thick = rng.uniform(-0.3, 0.3), rng.uniform(0, 0.15), rng.uniform(-0.3, 0.4), rng.uniform(0.3, 0.8)
+    for _ in range(rng.integers(1, 5)):
+        line = height * (rng.uniform(0, 1) + slope * x / 2 - sag * (x - rng.uniform(-1, 1)) ** 2)
+        radiance += contrast * np.exp(-0.5 * ((y - line) / thick) ** 2)
+
+
+def add_mast(rng: Generator,
+             radiance: Array,  # H×W, changed in place
+             skyline: Array,   # W, changed in place under the mast
+             ) -> None:
+    "A mast or crane: one or two uprights with a lattice between them."
+    height, width = radiance.shape
+    wide, top = int(rng.integers(1, max(int(0.06 * width), 3))), int(rng.uniform(0.05, 0.6) * height)
+    left = int(rng.integers(0, width - wide))
+    part, y = radiance[top:, left:left + wide], np.arange(height - top)[:, None]
+    lattice = np.abs((y + rng.integers(8)) % (2 * wide) - wide) == np.arange(wide)
+    upright = (np.arange(wide) == 0) | (np.arange(wide) == wide - 1)
+    part[:] = np.where(lattice | upright, radiance.mean() + rng.uniform(-0.4, 0.6), part)
+    skyline[left:left + wide] = np.minimum(skyline[left:left + wide], top)
+
+# %% ../../nbs/synthesis/00_backgrounds.ipynb #f527496a
+def facade(rng: Generator,
+           tall: int,     # pixels
+           wide: int,     # pixels
+           ) -> Array:    # tall×wide, relative radiance against the wall
+    "Rows of windows, each as warm as its room, and ledges."
+    pitch_y, pitch_x = int(rng.integers(4, max(tall // 3, 6))), int(rng.integers(4, max(wide // 3, 6)))
+    high, broad = max(int(pitch_y * rng.uniform(0.3, 0.7)), 1), max(int(pitch_x * rng.uniform(0.3, 0.8)), 1)
+    rooms = rng.uniform(-0.3, 0.6) * rng.random((tall // pitch_y + 1, wide // pitch_x + 1)) ** rng.uniform(0.5, 6)
+    y, x = np.arange(tall), np.arange(wide)
+    window = np.outer(y % pitch_y >= pitch_y - high, x % pitch_x >= pitch_x - broad) & (y < tall - 2)[:, None]
+    wall = np.where(window, rooms[y // pitch_y][:, x // pitch_x], 0.0)
+    return wall + rng.uniform(-0.15, 0.15) * (y % pitch_y == 0)[:, None] + rng.uniform(-0.1, 0.1) * np.linspace(-1, 1, wide)
+
+
 def add_building(rng: Generator,
                  radiance: Array,  # H×W, changed in place
                  skyline: Array,   # W, changed in place where the building rises above it
+                 extent: tuple[float, float] = (0.08, 0.3),  # its width and height, share of the picture's
                  ) -> None:
-    "A building with a warm wall, a roof edge, a grid of windows and now and then a pole on its roof."
+    "A building with a warm wall, a roof edge, windows, and now and then a box or a pole on its roof."
     height, width = radiance.shape
-    wide, tall = int(rng.uniform(0.08, 0.3) * width), int(rng.uniform(0.08, 0.35) * height)
-    left = int(rng.integers(0, width - wide))
-    foot = int(min(height, skyline[left:left + wide].max() + rng.uniform(0.1, 1.0) * tall + 2))
+    wide, tall = max(int(rng.uniform(*extent) * width), 6), max(int(rng.uniform(*extent) * height), 6)
+    left = int(rng.integers(-wide // 3, width - 2 * wide // 3))
+    columns = slice(max(left, 0), min(left + wide, width))
+    foot = int(min(height, skyline[columns].max() + rng.uniform(0.1, 1.0) * tall + 2))
     top = max(foot - tall, 0)
-    wall = radiance.mean() + rng.uniform(-0.1, 0.5)
-    radiance[top:foot, left:left + wide] = wall + rng.uniform(-0.1, 0.1) * np.linspace(-1, 1, wide)
-    radiance[top:top + 1, left:left + wide] += rng.uniform(-0.3, 0.3)
-    pitch, lit = int(rng.integers(4, 8)), rng.uniform(-0.1, 0.6)
-    for y in range(top + 3, foot - 2, pitch):
-        for x in range(left + 2, left + wide - 2, pitch):
-            radiance[y:y + 2, x:x + 2] += lit * rng.random()
-    skyline[left:left + wide] = np.minimum(skyline[left:left + wide], top)
-    if rng.random() < 0.3:
-        x, rise = left + int(rng.integers(wide)), max(top - tall // 2, 0)
-        radiance[rise:top, x] = wall
-        skyline[x] = min(skyline[x], rise)
+    wall = radiance.mean() + rng.uniform(-0.3, 0.5)
+    radiance[top:foot, columns] = (wall + facade(rng, tall, wide))[:foot - top, columns.start - left:columns.stop - left]
+    radiance[top:top + int(rng.integers(1, 4)), columns] += rng.uniform(-0.3, 0.5)
+    skyline[columns] = np.minimum(skyline[columns], top)
+    for _ in range(rng.integers(0, 3)):
+        x, rise = int(rng.integers(columns.start, columns.stop)), max(top - int(rng.uniform(0.05, 0.5) * tall), 0)
+        box = slice(x, min(x + int(rng.choice((1, 2, 3, max(wide // 5, 1)))), width))
+        radiance[rise:top, box] = wall + rng.uniform(-0.2, 0.4)
+        skyline[box] = np.minimum(skyline[box], rise)
 
-# %% ../../nbs/synthesis/00_backgrounds.ipynb #6024480e
+# %% ../../nbs/synthesis/00_backgrounds.ipynb #a533e386
 def ground(rng: Generator,
            size: tuple[int, int],
            beta: tuple[float, float] = (2.6, 4.6),  # range of the cloud texture's slope
@@ -219,9 +325,53 @@ def ground(rng: Generator,
         skyline, level = np.minimum(skyline, top), level + rng.uniform(-0.25, 0.25)
     for _ in range(rng.integers(0, 3)):
         add_road(rng, radiance, skyline)
-    for _ in range(rng.integers(0, 4)):
+    for _ in range(rng.integers(0, 3)):
         add_building(rng, radiance, skyline)
+    for chance, add in ((0.3, add_trees), (0.3, add_warm_bodies), (0.3, add_lamps), (0.15, add_mast)):
+        if rng.random() < chance:
+            add(rng, radiance, skyline)
+    if far and rng.random() < 0.15:
+        add_wires(rng, radiance)
     return Background(radiance, skyline)
 
 
-BACKGROUNDS = {"cloud": cloud, "sea": sea, "ground": ground}
+def field(rng: Generator,
+          size: tuple[int, int],
+          beta: tuple[float, float] = (2.6, 4.6),
+          ) -> Background:
+    "Open country seen from above: soil and crops, rows, shrubs, roads, now and then a warm body."
+    radiance, skyline = 0.7 + terrain(rng, size), np.zeros(size[1], dtype=np.int64)
+    y, x = np.mgrid[:size[0], :size[1]]
+    if rng.random() < 0.3:
+        angle, pitch = rng.uniform(0, np.pi), rng.uniform(4, 16)
+        radiance += rng.uniform(0.01, 0.08) * np.sin(2 * np.pi * (np.cos(angle) * x + np.sin(angle) * y) / pitch + fractal(rng, size, 3.5, margin=0.0))
+    if rng.random() < 0.5:
+        shrubs = fractal(rng, size, rng.uniform(1.4, 2.4), rng.uniform(1, 2), margin=0.0)
+        radiance += rng.uniform(-0.3, 0.3) * np.clip(shrubs - rng.uniform(1.0, 2.2), 0, 1)
+    for chance, add in ((0.5, add_road), (0.3, add_road), (0.3, add_warm_bodies), (0.2, add_lamps), (0.15, add_trees)):
+        if rng.random() < chance:
+            add(rng, radiance, skyline)
+    return Background(radiance, skyline)
+
+
+def city(rng: Generator,
+         size: tuple[int, int],
+         beta: tuple[float, float] = (2.6, 4.6),
+         ) -> Background:
+    "Buildings near enough to show their walls, before the sky or without it."
+    height, width = size
+    radiance = cloudy_sky(rng, size, beta, 3.0) - rng.uniform(0, 0.8)
+    skyline = np.full(width, int(rng.uniform(0.2, 1.0) * height))
+    radiance[np.arange(height)[:, None] >= skyline] += rng.uniform(-0.2, 0.6)
+    largest = rng.uniform(0.2, 0.9)
+    for _ in range(rng.integers(2, 7)):
+        add_building(rng, radiance, skyline, (0.3 * largest, largest))
+    for chance, add in ((0.25, add_trees), (0.3, add_lamps), (0.2, add_mast)):
+        if rng.random() < chance:
+            add(rng, radiance, skyline)
+    if rng.random() < 0.2:
+        add_wires(rng, radiance)
+    return Background(radiance, skyline)
+
+
+BACKGROUNDS = {"plain": plain, "cloud": cloud, "highlight": highlight, "sea": sea, "ground": ground, "field": field, "city": city}
