@@ -63,7 +63,7 @@ def target_looks(image: Array,  # H×W gray levels
         looks.append(target_look(image[window].astype(np.float64), own, mask[window] & ~own))
     return looks
 
-# %% ../../nbs/synthesis/09_realism.ipynb #18edfbdb
+# %% ../../nbs/synthesis/09_realism.ipynb #aeb5d44f
 @dataclass(frozen=True)
 class ImageLook:
     "Noise, gradients, tails and clutter of an image."
@@ -74,8 +74,8 @@ class ImageLook:
     skewness: float           # of the gray levels
     black: float              # share of pixels below level 2
     white: float              # share of pixels above level 253
-    clutter: float            # strongest blob that is no target over the strongest target; NaN without targets
-    rivals: float             # such blobs that reach half of the strongest target, per 10 000 pixels; NaN without targets
+    clutter: float            # strongest blob that is no target over the strongest target; NaN without a visible target
+    rivals: float             # such blobs that reach half of the strongest target, per 10 000 pixels; NaN likewise
 
 
 def image_look(image: Array,  # H×W gray levels of 255, at least 16×16
@@ -107,7 +107,7 @@ def _clutter(levels: Array, mask: Array) -> tuple[float, float]:
         return np.nan, np.nan
     response = np.max([ndimage.gaussian_filter(levels, s) - ndimage.gaussian_filter(levels, 2 * s) for s in (0.8, 1.4, 2.2)], axis=0)
     best, rest = response[mask].max(), np.where(ndimage.binary_dilation(mask, iterations=4), 0, response)
-    if best <= 0:
+    if best < 0.5:  # gray levels; a target that no blob filter sees is no measure
         return np.nan, np.nan
     tops = rest[(rest == ndimage.maximum_filter(rest, 7)) & (rest > 0)]
     return float(tops.max(initial=0) / best), float((tops > best / 2).sum() / levels.size * 1e4)
