@@ -10,7 +10,7 @@ import pytest
 from imports import PACKAGE, ROOT, modules
 
 ABSENT = ["nbdev", "execnb", "fastcore", "ghapi", "dvc", "papermill", "jupyter", "jupyter_core", "jupyter_client", "jupyterlab", "jupytext",
-          "IPython", "ipykernel", "ipywidgets", "nbconvert", "nbformat", "nbclient", "skimage", "hypothesis", "pytest"]
+          "IPython", "ipykernel", "ipywidgets", "nbconvert", "nbformat", "nbclient", "sklearn", "pycocotools", "hypothesis", "pytest"]
 
 
 @pytest.fixture(scope="module")
