@@ -90,7 +90,7 @@ def test_data_sets_and_methods_are_listed(capsys):
 
 TRAIN, MEASURE = ["train", "acm", "set", "--out", "out", *SMALL], ["evaluate", "tophat", "set", "--out", "out"]
 MISTAKES = {
-    "unknown method": (["train", "akm", "set", "--out", "out"], "akm: unknown method; did you mean acm?"),
+    "unknown method": (["train", "akm", "set", "--out", "out"], "akm: unknown method; did you mean acm"),
     "unknown training list": ([*TRAIN, "--train", "trian"], "trian: unknown split of mine; did you mean train?"),
     "unknown test list": ([*TRAIN, "--test", "tset"], "tset: unknown split of mine; did you mean test?"),
     "unknown test list of a classical method": ([*MEASURE, "--test", "tset"], "tset: unknown split of mine; did you mean test?"),
@@ -181,7 +181,7 @@ def test_a_folder_that_the_system_refuses_to_write_gives_one_line(outside, capsy
 
 def test_as_a_process_a_mistake_has_exit_status_1_and_no_traceback(outside):
     done = run("train", "akm", "set", "--out", "out", cwd=outside)
-    assert (done.returncode, done.stdout, done.stderr) == (1, "", "akm: unknown method; did you mean acm?\n")
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", "akm: unknown method; did you mean acm or nram or admd?\n")
 
 
 def test_a_missing_word_is_answered_with_the_usage(outside, capsys):

@@ -138,8 +138,8 @@ def test_mixed_precision_goes_on_to_the_same_bytes(data, whole, tmp_path):
 
 def test_the_selected_epoch_survives_a_kill(data, tmp_path):
     "The best epoch may lie before the kill; its weights must be kept."
-    unbroken = trained(data, tmp_path / "unbroken", select="best", learning_rate=0.05)
-    out = trained(data, killed(data, tmp_path / "run", lambda out: max(epochs(out), default=0) >= 4, select="best", learning_rate=0.05), select="best", learning_rate=0.05)
+    unbroken = trained(data, tmp_path / "unbroken", select="best", batch=2)
+    out = trained(data, killed(data, tmp_path / "run", lambda out: max(epochs(out), default=0) >= 4, select="best", batch=2), select="best", batch=2)
     same(out, unbroken)
     assert all(json.loads((folder / "run.json").read_text())["selected_epoch"] < 5 for folder in (unbroken, out)), "choose a recipe whose best epoch is an early one"
 
