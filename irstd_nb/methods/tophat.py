@@ -5,20 +5,21 @@
 # %% auto #0
 __all__ = ['white_tophat', 'TopHat']
 
-# %% ../../nbs/methods/10_tophat.ipynb #b2dc5aeb
+# %% ../../nbs/methods/10_tophat.ipynb #80f5cc47
 from dataclasses import dataclass
 
 import numpy as np
 from scipy.ndimage import maximum_filter, minimum_filter
 
+from ..layers.windows import checked
 from .registry import Method, register
 
-# %% ../../nbs/methods/10_tophat.ipynb #f7d817cd
+# %% ../../nbs/methods/10_tophat.ipynb #edf1662b
 def white_tophat(image: np.ndarray,  # H×W float32 in [0, 1]; any scale works, the response scales with it
                  size: int = 5,      # side of the flat square, odd, pixels
                  ) -> np.ndarray:    # H×W float32, >= 0
     "White top-hat, f - dilate(erode(f, B), B) with a flat square B; pixels outside the image are ignored (Rivest and Fortin, 1996)."
-    image = np.asarray(image, dtype=np.float32)
+    image = checked(image).astype(np.float32, copy=False)
     eroded = minimum_filter(image, size=size, mode="nearest")  # for a flat B, repeating the edge is the same as ignoring the outside
     return image - maximum_filter(eroded, size=size, mode="nearest")
 
@@ -32,8 +33,9 @@ class TopHat:
         if self.size < 1 or self.size % 2 == 0:
             raise ValueError(f"size must be odd and positive, not {self.size}")
 
-# %% ../../nbs/methods/10_tophat.ipynb #b3540fda
+# %% ../../nbs/methods/10_tophat.ipynb #1ef9249e
 register(Method(
     name="tophat", title="Top-Hat", kind="classical", family="morphology", year=1996,
     reference="J.-F. Rivest and R. Fortin, Detection of dim targets in digital infrared imagery by morphological image processing, Optical Engineering 35(7), 1996",
-    papers=("pixelgame", "sirst5k", "ismallnet"), hyper=TopHat, build=lambda hyper: lambda image: white_tophat(image, hyper.size), decision="peak_or_mean"))
+    papers=("pixelgame", "sirst5k", "ismallnet"), hyper=TopHat, build=lambda hyper: lambda image: white_tophat(image, hyper.size), decision="peak_or_mean",
+    complexity="O(HW)"))

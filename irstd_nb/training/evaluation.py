@@ -5,7 +5,10 @@
 # %% auto #0
 __all__ = ['Evaluation', 'evaluate', 'evaluate_run', 'examples_folder']
 
-# %% ../../nbs/training/05_evaluation.ipynb #d27d9833
+# %% ../../nbs/training/05_evaluation.ipynb #39d75ad4
+import dataclasses
+import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +16,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from joblib import Parallel, delayed
+from tqdm import tqdm
+
+from ..core.errors import UserError
 
 from ..core.files import read_json, write_csv, write_json, write_text
 from ..core.images import write_png
@@ -21,21 +28,26 @@ from ..data.samples import Dataset, open_dataset
 from ..methods.registry import find_method
 from ..metrics.counts import Counts, count, sweep
 from ..metrics.curves import PixelScores
-from ..metrics.decision import decide
+from ..metrics.decision import decide, threshold
+from ..metrics.policies import candidates, choose, split_policy
 from ..metrics.soft import SOFT, SoftCounts, soft_count
 from ..metrics.summary import METRICS, summary
+from .engine import Machine
 from .inference import Scorer
-from .runs import Run, build_scorer, describe_data, describe_run, versions
+from .runs import Run, build_scorer, describe_data, describe_run, machine_record, versions
 
-# %% ../../nbs/training/05_evaluation.ipynb #7ad818b0
+# %% ../../nbs/training/05_evaluation.ipynb #b17f2526
 @dataclass(frozen=True)
 class Evaluation:
     "What was measured on a set, image by image."
     ids: tuple[str, ...]
     decided: Counts             # under the decision rule
     sweep: dict[float, Counts]  # threshold on the score -> counts
+    rules: dict[str, Counts]    # further decision rule -> counts
     soft: SoftCounts            # sums of probabilities; zero images where scores are none
     pixels: PixelScores         # all scores of the set, for ROC and precision-recall
+    failed: dict[str, str]      # id of an image that could not be scored -> why; it is in none of the above
+    seconds: tuple[float, ...]  # processor time of scoring each image
 
     def rows(self) -> list[dict]:
         "Rows for `counts.csv`: rule (`decision` or a threshold), id and the counts."
@@ -47,28 +59,56 @@ class Evaluation:
         soft = {name: METRICS[metric](self.soft) for name, metric in SOFT.items()} if len(self.soft) else {}
         return summary(self.decided) | {"auc": self.pixels.auc().value, "average_precision": self.pixels.average_precision().value} | soft
 
-# %% ../../nbs/training/05_evaluation.ipynb #89cec9c4
+# %% ../../nbs/training/05_evaluation.ipynb #a61cb839
 def evaluate(score: Scorer,
              images: Memory,
              decision: str,                        # rule of irstd_nb.metrics.decision
              thresholds: Sequence[float] = (),     # of the sweep
              probability: bool = True,             # scores are probabilities; otherwise each map is divided by its maximum, after the decision
              see: Callable[[str, np.ndarray], None] = lambda id, score: None,  # is shown every id and its scaled score map
+             rules: Sequence[str] = (),            # further decision rules to count
+             jobs: int | None = None,              # processes; None: as joblib.parallel_config says, else one
+             title: str = "",                      # shown beside the progress bar
              ) -> Evaluation:
     "Score, decide and count every image of a set."
-    decided, swept, soft, pixels = [], [], [], PixelScores()
-    for i, id in enumerate(images.ids):
-        response, mask = score(images.image(i)), images.masks[i]
-        decided.append(count(decide(response, decision), mask))
-        scaled = response if probability or response.max() <= 0 else response / response.max()
-        swept.append(sweep(scaled, mask, thresholds))
-        soft += [soft_count(scaled, mask)] if probability else []
-        pixels.add(scaled, mask)
-        see(id, scaled)
-    return Evaluation(images.ids, Counts.stack(decided), {t: Counts.stack(c[k] for c in swept) for k, t in enumerate(thresholds)},
-                      SoftCounts.stack(soft), pixels)
+    measure = delayed(_measure)
+    calls = (measure(score, images.image(i), images.masks[i], decision, thresholds, probability, rules) for i in range(len(images)))
+    found: list[tuple] = []
+    ids, failed, pixels = [], {}, PixelScores()
+    bar = tqdm(total=len(images), desc=title or "scoring", unit="image", disable=not sys.stderr.isatty())
+    with bar:
+        for id, mask, result in zip(images.ids, images.masks, Parallel(n_jobs=jobs, return_as="generator")(calls)):
+            bar.update()
+            if isinstance(result, str):
+                failed[id] = result
+                continue
+            *counted, scaled = result
+            ids.append(id), found.append(counted), pixels.add(scaled, mask)
+            see(id, scaled)
+    if images.ids and not ids:
+        id, reason = next(iter(failed.items()))
+        raise UserError(id, f"and all other {len(failed) - 1} images could not be scored ({reason})", "look at this image and at the method's hyper-parameters")
+    decided, swept, ruled, soft, seconds = zip(*found) if found else ((),) * 5
+    return Evaluation(tuple(ids), Counts.stack(decided), {t: Counts.stack(c[k] for c in swept) for k, t in enumerate(thresholds)},
+                      {rule: Counts.stack(c[k] for c in ruled) for k, rule in enumerate(rules)},
+                      SoftCounts.stack(s for s in soft if s is not None), pixels, failed, tuple(seconds))
 
-# %% ../../nbs/training/05_evaluation.ipynb #130d6392
+
+def _measure(score: Scorer, image: np.ndarray, mask: np.ndarray, decision: str, thresholds: Sequence[float],
+             probability: bool, rules: Sequence[str]) -> tuple | str:
+    "What one image adds to an evaluation, with its scaled map; or why it could not be scored."
+    started = time.process_time()
+    try:
+        response = score(image)
+        seconds = time.process_time() - started
+        decided = count(decide(response, decision), mask)
+        scaled = response if probability or response.max() <= 0 else response / response.max()
+        return (decided, sweep(scaled, mask, thresholds), sweep(response, mask, [threshold(response, rule) for rule in rules]),
+                soft_count(scaled, mask) if probability else None, seconds, scaled)
+    except Exception as error:  # whatever a method does to one image must not cost the others
+        return str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+
+# %% ../../nbs/training/05_evaluation.ipynb #a240d9ea
 def evaluate_run(run: Run,
                  out: Path | str,                       # receives counts.csv, metrics.json, run.json, examples/
                  trained: Path | str | None = None,     # folder of train_run (networks)
@@ -76,6 +116,10 @@ def evaluate_run(run: Run,
                  examples: int = 0,                     # score maps of the first test images, kept for figures
                  limit: int | None = None,              # measure only the first images (profile smoke)
                  scores: Path | str | None = None,      # folder that receives every score map as a 16-bit PNG, for `irstd score`
+                 jobs: int | None = None,               # processes of a classical method, see `evaluate`
+                 policies: Sequence[str] = (),          # threshold policies that are measured beside the run's own: policies.json
+                 learn: int | None = None,              # policies that learn see only the first images of the training list
+                 timed: bool = False,                   # with machine.json: median processor time of an image; no two runs share it
                  ) -> dict[str, Any]:                   # metrics.json
     "Measure a run on its test split at native size."
     entry, dataset, out = find_method(run.method), open_dataset(run.folder), Path(out)
@@ -90,16 +134,48 @@ def evaluate_run(run: Run,
         if scores is not None:
             _write_map(Path(scores) / f"{id}.png", score, np.uint16)
 
-    result = evaluate(build_scorer(run, trained), images, entry.decision, thresholds, probability=not classical, see=keep)
+    score, own = build_scorer(run, trained), run.decision or entry.decision
+    chosen, learned = _choose(score, dataset, run, (own, *policies), limit if learn is None else learn, classical, jobs)
+    rules = tuple(dict.fromkeys(rule for policy in (own, *policies) for rule in candidates(policy)))
+    result = evaluate(score, images, chosen.get(own, rules[0]), thresholds, not classical, keep, rules if policies or split_policy(own)[1] == "test" else (),
+                      jobs if classical else 1, run.id)
+    if split_policy(own)[1] == "test":
+        chosen[own] = choose({rule: result.rules[rule] for rule in candidates(own)})
+        result = dataclasses.replace(result, decided=result.rules[chosen[own]])
     record = describe_run(run, entry, dataset) if classical else _trained_record(run, dataset, Path(trained))
     record["images"] = record.get("images", {}) | {"test": len(images)}
+    record |= {"decision": own} | ({"learned_on": learn} if learn is not None and learned else {}) | ({"rule": chosen[own]} if own in chosen else {}) | ({"failed": result.failed} if result.failed else {})
     metrics = result.metrics()
     write_csv(out / "counts.csv", result.rows())
     write_json(out / "metrics.json", metrics, digits=12)
     write_json(out / "run.json", record | {"versions": versions()})
+    if policies:
+        write_json(out / "policies.json", {policy: _policy(policy, result, learned) for policy in policies}, digits=12)
+    if timed:
+        told = read_json(out / "machine.json") if (out / "machine.json").exists() else machine_record(Machine())
+        write_json(out / "machine.json", told | {"seconds_per_image": round(float(np.median(result.seconds)), 4)})
     if not classical and not Path(trained).samefile(out):
         write_text(out / "history.csv", (Path(trained) / "history.csv").read_text(encoding="utf-8"))
     return metrics
+
+
+def _choose(score: Scorer, dataset: Dataset, run: Run, policies: Sequence[str], limit: int | None, classical: bool, jobs: int | None,
+            ) -> tuple[dict[str, str], dict[str, Counts]]:
+    "The rules that the training list chooses, policy by policy, and the counts of all their candidates on it."
+    learners = [policy for policy in dict.fromkeys(policies) if split_policy(policy)[1] == "train"]
+    if not learners:
+        return {}, {}
+    rules = tuple(dict.fromkeys(rule for policy in learners for rule in candidates(policy)))
+    images = load_memory(dataset, dataset.split(run.train)[:limit])
+    counted = evaluate(score, images, rules[0], (), not classical, rules=rules, jobs=jobs if classical else 1, title=f"{run.id}, training list").rules
+    return {policy: choose({rule: counted[rule] for rule in candidates(policy)}) for policy in learners}, counted
+
+
+def _policy(policy: str, result: Evaluation, learned: dict[str, Counts]) -> dict[str, Any]:
+    "The rule that a policy ends at, and every metric of the test list under it."
+    place = learned if split_policy(policy)[1] == "train" else result.rules
+    rule = choose({rule: place[rule] for rule in candidates(policy)})
+    return {"rule": rule} | summary(result.rules[rule])
 
 
 def _write_map(path: Path, score: np.ndarray, levels: type) -> None:

@@ -17,14 +17,17 @@ import torch
 from ..core.errors import UserError, unknown_name
 from ..data.transforms import Augmentation
 
-# %% ../../nbs/training/01_recipe.ipynb #c240fad2
+# %% ../../nbs/training/01_recipe.ipynb #e6bdf7b5
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
     "Everything that decides how a network is trained, besides the network, its objective and the data."
-    optimiser: str = "adagrad"                    # adagrad | adam | adamw | sgd
+    objective: str = ""                           # see irstd_nb.training.named; empty: the method's own
+    optimiser: str = "adagrad"                    # adagrad | adam | adamw | radam | sgd | nesterov
     learning_rate: float = 0.05
     weight_decay: float = 0.0
-    schedule: str = "constant"                    # constant | cosine | poly (power 0.9)
+    momentum: float = 0.9                         # of sgd and nesterov; beta 1 of the others
+    schedule: str = "constant"                    # constant | cosine | poly (power 0.9) | linear | thirds (a fifth of the rate at each third)
+    warmup: float = 0.0                           # share of all steps in which the rate rises from 0, before the schedule begins
     epochs: int = 100
     batch: int = 8                                # images a step over all devices
     crop: int = 256                               # these five: irstd_nb.data.transforms.Augmentation
@@ -51,7 +54,7 @@ class Recipe:
             if getattr(self, key) not in known:
                 raise unknown_name(f"{key} of a recipe", getattr(self, key), known)
         for key, good in (("learning_rate", self.learning_rate > 0), ("epochs", self.epochs >= 1), ("batch", self.batch >= 1),
-                          ("validation", 0 <= self.validation < 1), ("threads", self.threads >= 1)):
+                          ("validation", 0 <= self.validation < 1), ("threads", self.threads >= 1), ("momentum", 0 <= self.momentum < 1), ("warmup", 0 <= self.warmup < 1)):
             if not good:
                 raise UserError(f"recipe.{key}", f"is {getattr(self, key)}", "see irstd_nb.training.recipe.Recipe for its range")
         self.augmentation  # checks its own fields
@@ -71,17 +74,21 @@ def recipe(*layers: Mapping[str, Any]) -> Recipe:
             raise unknown_name("entry of a recipe", key, known)
     return Recipe(**merged)
 
-# %% ../../nbs/training/01_recipe.ipynb #18714e5a
+# %% ../../nbs/training/01_recipe.ipynb #6648f6eb
 OPTIMISERS = {
     "adagrad": lambda p, r: torch.optim.Adagrad(p, lr=r.learning_rate, weight_decay=r.weight_decay, eps=1e-7),
-    "adam": lambda p, r: torch.optim.Adam(p, lr=r.learning_rate, weight_decay=r.weight_decay),
-    "adamw": lambda p, r: torch.optim.AdamW(p, lr=r.learning_rate, weight_decay=r.weight_decay),
-    "sgd": lambda p, r: torch.optim.SGD(p, lr=r.learning_rate, momentum=0.9, weight_decay=r.weight_decay),
+    "adam": lambda p, r: torch.optim.Adam(p, lr=r.learning_rate, betas=(r.momentum, 0.999), weight_decay=r.weight_decay),
+    "adamw": lambda p, r: torch.optim.AdamW(p, lr=r.learning_rate, betas=(r.momentum, 0.999), weight_decay=r.weight_decay),
+    "radam": lambda p, r: torch.optim.RAdam(p, lr=r.learning_rate, betas=(r.momentum, 0.999), weight_decay=r.weight_decay),
+    "sgd": lambda p, r: torch.optim.SGD(p, lr=r.learning_rate, momentum=r.momentum, weight_decay=r.weight_decay),
+    "nesterov": lambda p, r: torch.optim.SGD(p, lr=r.learning_rate, momentum=r.momentum, weight_decay=r.weight_decay, nesterov=True),
 }
 SCHEDULES = {
     "constant": lambda t: 1.0,
     "cosine": lambda t: 0.5 * (1 + math.cos(math.pi * t)),
     "poly": lambda t: (1 - t) ** 0.9,
+    "linear": lambda t: 1 - t,
+    "thirds": lambda t: 0.2 ** min(int(3 * t + 1e-9), 2),
 }
 
 
@@ -93,5 +100,7 @@ def build_optimiser(parameters: Iterable[torch.nn.Parameter], r: Recipe) -> torc
 def learning_rate(r: Recipe,
                   progress: float,   # share of all steps done, 0 at the first
                   ) -> float:
-    "The learning rate at a point of the training."
-    return r.learning_rate * SCHEDULES[r.schedule](progress)
+    "The learning rate at a point of the training: a linear rise, then the schedule over the rest."
+    if progress < r.warmup:
+        return r.learning_rate * progress / r.warmup
+    return r.learning_rate * SCHEDULES[r.schedule]((progress - r.warmup) / (1 - r.warmup))
