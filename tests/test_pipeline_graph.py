@@ -15,6 +15,8 @@ from irstd_nb.core.params import load_params
 STAGES = {stage.addressing: stage for stage in Repo(str(ROOT)).index.stages if stage.cmd}
 NOTEBOOK_STAGES = [name for name, stage in STAGES.items() if " irstd_nb.nbrun run " in f" {stage.cmd} "]
 PARAMS = load_params(ROOT / "params.yaml")
+METHODS = {path.stem: {found.relative_to(ROOT).as_posix() for found in map(module_file, closure([f"{PACKAGE}.methods.{path.stem}"]))}
+           for path in (ROOT / PACKAGE / "methods").glob("[!_]*.py")}  # what the stage `code` lists for each method
 each_stage = pytest.mark.parametrize("name", NOTEBOOK_STAGES)
 
 
@@ -44,6 +46,9 @@ def tracked_params(name):
 
 
 def inside(path, folder):
+    "Whether a dependency covers a file: it is the file, a folder above it, or the list of modules that a method is made of."
+    if folder.startswith("work/code/"):
+        return path in METHODS[Path(folder).name]
     return path == folder or path.startswith(f"{folder.rstrip('/')}/")
 
 
@@ -57,7 +62,7 @@ def used_modules(name):
 
 
 def test_every_stage_but_the_stripping_one_executes_a_pipeline_notebook():
-    assert set(STAGES) - set(NOTEBOOK_STAGES) == {"notebooks"} and len(NOTEBOOK_STAGES) >= 6
+    assert set(STAGES) - set(NOTEBOOK_STAGES) == {"notebooks", "code"} and len(NOTEBOOK_STAGES) >= 6
     assert {path.name for path in (ROOT / "nbs/pipeline").glob("*.ipynb")} == {source_notebook(name).name for name in NOTEBOOK_STAGES}
 
 
@@ -125,3 +130,10 @@ def test_results_that_git_keeps_are_metrics_or_plots_because_uncached_outs_lose_
     for name, stage in STAGES.items():
         for out in stage.outs:
             assert out.use_cache or out.metric or out.plot, f"dvc.yaml: {out.def_path} of {name} belongs under `plots:` or `metrics:`"
+
+
+def test_the_list_of_a_methods_modules_is_the_closure_of_its_imports(tmp_path):
+    from irstd_nb.nbrun import list_modules
+    for path in list_modules(ROOT / PACKAGE / "methods", tmp_path):
+        listed = {line.split("  ")[1] for line in path.read_text(encoding="utf-8").splitlines()}
+        assert listed == {name for name in METHODS[path.name] if does_something(ROOT / name) or not name.endswith("__init__.py")}

@@ -48,7 +48,7 @@ def game_utility(o1: Tensor, o2: Tensor,   # N×1×H×W probabilities of the two
     "How much the two players err in the same pixels (PixelGame, Eq. 14)."
     return NORMS[norm]((o1 - g) * (o2 - g))
 
-# %% ../../nbs/training/07_games.ipynb #67193413
+# %% ../../nbs/training/07_games.ipynb #197e10b7
 COMBINED = {"iou": soft_iou, "dice": dice, "ss": sensitivity_specificity}  # Table V: functions of logits and mask
 
 
@@ -57,7 +57,8 @@ class Game:
     "Rules of a game (PixelGame, Eq. 16); one objective for each player."
     w_u: float = 1.0               # weight of the player utility
     w_g: float = 1.0               # of the game utility
-    w_a: float = 0.1               # of the small-target constraint; the paper's is 1
+    w_a_fns: float = 0.1           # of the small-target constraint for the FNs-player; the paper's is 1
+    w_a_fps: float = 1.0           # of the small-target constraint for the FPs-player
     norm: str = "rms"              # rms | sum | mse; the paper prints the plain norm, sum
     update: str = "simultaneous"   # simultaneous | alternating | summed
     fns: str = "utility"           # what the FNs-player makes small: utility | iou | dice | ss
@@ -68,7 +69,7 @@ class Game:
                                    ("fns", self.fns, ("utility", *COMBINED)), ("fps", self.fps, ("utility", *COMBINED))):
             if value not in known:
                 raise ValueError(f"{name} is {value!r}, not one of {', '.join(known)}")
-        if min(self.w_u, self.w_g, self.w_a) < 0:
+        if min(self.w_u, self.w_g, self.w_a_fns, self.w_a_fps) < 0:
             raise ValueError("weights must not be negative")
 
     def phi(self,
@@ -84,7 +85,7 @@ class Game:
         o, opponent, g = torch.sigmoid(own.float()), torch.sigmoid(other.float()), mask.float()
         utility = (missed_utility if player == "fns" else false_utility)(o, g)
         shared, area = game_utility(o, opponent, g, self.norm), o.mean()
-        return {"loss": self.w_u * utility + self.w_g * shared + self.w_a * area, "utility": utility, "game": shared, "area": area}
+        return {"loss": self.w_u * utility + self.w_g * shared + getattr(self, f"w_a_{player}") * area, "utility": utility, "game": shared, "area": area}
 
 # %% ../../nbs/training/07_games.ipynb #7b062e39
 def scores(logits: Tensor, mask: Tensor) -> dict[str, Tensor]:
