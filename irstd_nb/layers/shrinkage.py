@@ -4,16 +4,16 @@
 
 # %% auto #0
 __all__ = ['soft', 'soft_nonnegative', 'shrink_rows', 'partial_sum', 'generalised_soft', 'schatten', 'shrink_spectrum',
-           'singular_values', 'shrink_tensor', 't_product', 'tubal_rank', 'row_pieces', 'Split',
-           'accelerated_proximal_gradient', 'Decomposition', 'relative']
+           'singular_values', 'shorten_values', 'leading_pairs', 'shrink_tensor', 't_product', 'tubal_rank',
+           'row_pieces', 'Split', 'accelerated_proximal_gradient', 'Decomposition', 'relative']
 
-# %% ../../nbs/layers/02_shrinkage.ipynb #4935e763
+# %% ../../nbs/layers/02_shrinkage.ipynb #0d277405
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 from scipy.fft import irfft, rfft
-from scipy.linalg import eigh
+from scipy.linalg import LinAlgError, cholesky, eigh
 
 # %% ../../nbs/layers/02_shrinkage.ipynb #6391f43b
 def soft(values: np.ndarray,               # any shape
@@ -74,7 +74,7 @@ def schatten(values: np.ndarray,     # ...×k singular values
         x = generalised_soft(values, weight / (x ** root + 2e-16), power)
     return x
 
-# %% ../../nbs/layers/02_shrinkage.ipynb #97a97be6
+# %% ../../nbs/layers/02_shrinkage.ipynb #e6ea52de
 def shrink_spectrum(matrix: np.ndarray,  # ...×m×n, real or complex, a stack of matrices or one
                     rule: Callable[[np.ndarray], np.ndarray],  # singular values ...×min(m, n), largest first -> new ones, >= 0
                     expect: int | None = None,  # a guess of how many values the rule keeps: right or wrong, the result is the same, only the time differs
@@ -87,16 +87,18 @@ def shrink_spectrum(matrix: np.ndarray,  # ...×m×n, real or complex, a stack o
     kept = int(kept[-1]) + 1 if kept.size else 0
     gains = np.divide(shrunk, values, out=np.zeros_like(values), where=values > 0)[..., None, :kept]
     vectors = vectors[..., :kept]
+    if 2 * kept > adjoint.shape[-1 if wide else -2]:  # many values stay: one filter matrix, which is symmetric, and one product
+        vectors = vectors * np.sqrt(gains)
+        passing = vectors @ vectors.swapaxes(-1, -2).conj()
+        return (passing @ matrix if wide else matrix @ passing), shrunk
     back = vectors.swapaxes(-1, -2).conj()
-    if 2 * kept > adjoint.shape[-1 if wide else -2]:  # many values stay: one filter matrix, one product
-        return (vectors * gains @ back @ matrix if wide else matrix @ (vectors * gains @ back)), shrunk
     return (vectors * gains @ (back @ matrix) if wide else (matrix @ vectors * gains) @ back), shrunk
 
 
 def _eigen(gram: np.ndarray, rule: Callable, expect: int | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     "Singular values, vectors and new values; only the leading ones if the rule drops the last of them and so, being monotone, all that follow."
     size = gram.shape[-1]
-    if expect is not None and gram.ndim == 2 and expect < size // 5:
+    if expect is not None and gram.ndim == 2 and expect < size // 6:
         energies, vectors = eigh(gram, driver="evr", subset_by_index=(size - expect - 1, size - 1), check_finite=False)
         values = np.sqrt(np.maximum(energies[::-1], 0))
         shrunk = rule(values)
@@ -113,6 +115,63 @@ def singular_values(matrix: np.ndarray,  # ...×m×n
     adjoint = matrix.swapaxes(-1, -2).conj()
     gram = matrix @ adjoint if matrix.shape[-2] <= matrix.shape[-1] else adjoint @ matrix
     return np.sqrt(np.maximum(np.linalg.eigvalsh(gram)[..., ::-1], 0))
+
+# %% ../../nbs/layers/02_shrinkage.ipynb #9ad65b06
+def shorten_values(matrix: np.ndarray,          # n×k
+                   threshold: float,            # taken from every singular value
+                   rank: int,                   # of the iteration before
+                   ) -> tuple[np.ndarray, int]:  # the shrunk matrix, its rank
+    "Singular value thresholding, the prox of threshold times the nuclear norm."
+    result, values = shrink_spectrum(matrix, lambda values: soft_nonnegative(values, threshold), expect=rank + 10)
+    return result, int(np.count_nonzero(values))
+
+# %% ../../nbs/layers/02_shrinkage.ipynb #f95ffcbf
+def leading_pairs(gram: np.ndarray,  # n×n, symmetric, no negative eigenvalue
+                  floor: float,      # > 0; pairs above it are wanted
+                  near: np.ndarray | None = None,  # n×q orthonormal, nearly spans the wanted vectors; best about twice as many as are wanted
+                  ) -> tuple[np.ndarray, np.ndarray]:  # eigenvalues, largest first: all above the floor and some below; n×(that many) vectors
+    "Leading eigenpairs of a Gram matrix, by Rayleigh and Ritz from vectors that are near them, or by LAPACK."
+    size, few = len(gram), max(len(gram) // 6, 1)
+    if near is not None and near.shape[1] <= size // 12:
+        found = _enlarge(gram, floor, near)
+        if found is not None:
+            return found
+    if near is None or near.shape[1] < few:
+        values, vectors = eigh(gram, driver="evr", subset_by_index=(size - few, size - 1), check_finite=False)
+        if values[0] <= floor:
+            return values[::-1], vectors[:, ::-1]
+    values, vectors = np.linalg.eigh(gram)
+    return values[::-1], vectors[:, ::-1]
+
+
+def _enlarge(gram: np.ndarray, floor: float, span: np.ndarray, rounds: int = 8) -> tuple[np.ndarray, np.ndarray] | None:
+    "Ritz pairs of a span that grows by their residuals until those above the floor are exact; None if that takes too long."
+    image = gram @ span
+    for _ in range(rounds):
+        values, turn = (part[..., ::-1] for part in np.linalg.eigh(span.T @ image))
+        wanted = int(np.count_nonzero(values > floor))
+        if 4 * wanted > 3 * len(values):
+            return None  # too few vectors beside the wanted ones
+        vectors = span @ turn[:, :wanted]
+        residuals = image @ turn[:, :wanted] - vectors * values[:wanted]
+        lacking = np.einsum("nk,nk->k", residuals, residuals) > 1e-12 * floor * values[:wanted]
+        if not lacking.any():
+            return (values, span @ turn) if _none_above(gram, floor, values[:wanted], vectors) else None
+        more = np.linalg.qr(residuals[:, lacking])[0]
+        more = np.linalg.qr(more - span @ (span.T @ more))[0]
+        span, image = np.hstack([span, more]), np.hstack([image, gram @ more])
+    return None
+
+
+def _none_above(gram: np.ndarray, floor: float, values: np.ndarray, vectors: np.ndarray) -> bool:
+    "Whether no eigenvalue but these exceeds the floor: floor I - gram + their part is positive definite."
+    rest = vectors * values @ vectors.T - gram
+    rest[np.diag_indices(len(rest))] += floor
+    try:
+        cholesky(rest.T, lower=True, overwrite_a=True, check_finite=False)
+    except LinAlgError:
+        return False
+    return True
 
 # %% ../../nbs/layers/02_shrinkage.ipynb #146c0800
 def shrink_tensor(tensor: np.ndarray,  # n3×n1×n2, slice index first

@@ -113,4 +113,5 @@ METHOD = register(Method(
     reference="Y. Dai, Y. Wu, F. Zhou, K. Barnard, Asymmetric Contextual Modulation for Infrared Small Target Detection, WACV 2021",
     papers=("pixelgame", "sirst5k", "ismallnet"), hyper=ACM, build=ACMNet, decision="fixed(0.5)", stride=4, objective="soft_iou",
     recipe={"optimiser": "adagrad", "learning_rate": 0.05, "weight_decay": 1.0e-4, "schedule": "constant", "epochs": 300, "batch": 8,
-            "long_side": [256, 1024], "crop": 480, "flip": True, "blur": 0.5}))
+            "long_side": [256, 1024], "crop": 480, "flip": True, "blur": 0.5},
+    lite={"widths": [8, 16, 32], "blocks": 1}))

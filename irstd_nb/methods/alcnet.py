@@ -155,4 +155,5 @@ METHOD = register(Method(
     reference="Y. Dai, Y. Wu, F. Zhou, K. Barnard, Attentional Local Contrast Networks for Infrared Small Target Detection, IEEE TGRS 2021",
     papers=("pixelgame", "sirst5k", "ismallnet"), hyper=ALCNet, build=ALCNetwork, decision="fixed(0.5)", stride=4, objective="soft_iou",
     recipe={"optimiser": "adagrad", "learning_rate": 0.1, "weight_decay": 1.0e-4, "schedule": "constant", "epochs": 300, "batch": 2,
-            "long_side": [256, 1024], "crop": 480, "flip": True, "blur": 0.5}))
+            "long_side": [256, 1024], "crop": 480, "flip": True, "blur": 0.5},
+    lite={"widths": [8, 16, 32], "blocks": 1}))

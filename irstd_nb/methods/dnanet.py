@@ -44,4 +44,5 @@ METHOD = register(Method(
     reference="B. Li, C. Xiao, L. Wang, Y. Wang, Z. Lin, M. Li, W. An, Y. Guo, Dense Nested Attention Network for Infrared Small Target Detection, IEEE TIP 2022",
     papers=("sirst5k", "ismallnet"), hyper=DNANet, build=dnanet, decision="fixed(0.5)", stride=16, objective="soft_iou",
     recipe={"optimiser": "adagrad", "learning_rate": 0.05, "schedule": "constant", "epochs": 1500, "batch": 16,
-            "long_side": [128, 512], "crop": 256, "flip": True, "blur": 0.5}))
+            "long_side": [128, 512], "crop": 256, "flip": True, "blur": 0.5},
+    lite={"backbone": "r10", "widths": [4, 8, 16, 32, 64]}))

@@ -76,13 +76,14 @@ def similar_patches(levels: np.ndarray,  # H×W, gray levels
     similar = distance < limit
     return neighbour[similar], np.exp(-distance[similar] / hyper.similarity)
 
-# %% ../../nbs/methods/53_eca_stt.ipynb #9c64f020
+# %% ../../nbs/methods/53_eca_stt.ipynb #1f574d9e
 def forward_differences(image: np.ndarray,  # H×W
                         ) -> np.ndarray:    # 2×H×W: to the pixel below, to the pixel at the right; 0 at the last row and column
     "The plain gradient D."
-    result = np.zeros((2, *image.shape))
+    result = np.empty((2, *image.shape))
     np.subtract(image[1:], image[:-1], out=result[0, :-1])
     np.subtract(image[:, 1:], image[:, :-1], out=result[1, :, :-1])
+    result[0, -1] = result[1, :, -1] = 0
     return result
 
 
@@ -90,9 +91,10 @@ def forward_differences_adjoint(field: np.ndarray,  # 2×H×W
                                 ) -> np.ndarray:    # H×W
     "The transpose of D."
     down, right = field[0, :-1], field[1, :, :-1]
-    result = np.zeros(field.shape[1:])
+    result = np.empty(field.shape[1:])
+    result[0] = 0
+    result[1:] = down
     result[:-1] -= down
-    result[1:] += down
     result[:, :-1] -= right
     result[:, 1:] += right
     return result
@@ -121,7 +123,9 @@ class NonLocalGradient:
 
     def normal(self, image: np.ndarray) -> np.ndarray:
         "J^T J image: H×W."
-        return forward_differences_adjoint(self.energy * forward_differences(image))
+        field = forward_differences(image)
+        field *= self.energy
+        return forward_differences_adjoint(field)
 
 
 def nonlocal_gradient(levels: np.ndarray, hyper: ECASTT) -> NonLocalGradient:
@@ -129,7 +133,7 @@ def nonlocal_gradient(levels: np.ndarray, hyper: ECASTT) -> NonLocalGradient:
     neighbour, weight = similar_patches(levels, hyper)
     return NonLocalGradient(levels.shape, neighbour, weight, 1 + np.bincount(neighbour, weight ** 2, minlength=levels.size).reshape(levels.shape))
 
-# %% ../../nbs/methods/53_eca_stt.ipynb #9678a30b
+# %% ../../nbs/methods/53_eca_stt.ipynb #460f501a
 def conjugate_gradients(apply: Callable[[np.ndarray], np.ndarray],  # symmetric and positive
                         goal: np.ndarray,   # right hand side
                         start: np.ndarray,  # same shape
@@ -137,16 +141,18 @@ def conjugate_gradients(apply: Callable[[np.ndarray], np.ndarray],  # symmetric 
                         tolerance: float,   # of the squared norm of the residual
                         ) -> np.ndarray:
     "Solve apply(x) = goal, approximately."
-    x, residual = start, goal - apply(start)
-    direction, energy = residual, np.vdot(residual, residual)
+    x, residual = start.copy(), goal - apply(start)
+    direction, energy = residual.copy(), np.vdot(residual, residual)
     for _ in range(steps):
         if energy <= tolerance:
             break
         ahead = apply(direction)
         length = energy / np.vdot(direction, ahead)
-        x, residual = x + length * direction, residual - length * ahead
+        x += length * direction
+        residual -= length * ahead
         energy, last = np.vdot(residual, residual), energy
-        direction = residual + energy / last * direction
+        direction *= energy / last
+        direction += residual
     return x
 
 # %% ../../nbs/methods/53_eca_stt.ipynb #d3fe3940

@@ -119,7 +119,7 @@ def dictionary(L: np.ndarray,    # p×p×k
     values = np.where(np.arange(values.shape[1]) < keep[:, None], values, 0)
     return (U * values[:, None])[..., :max(keep.max(), 1)]
 
-# %% ../../nbs/methods/55_mslstipt.ipynb #ee5efee4
+# %% ../../nbs/methods/55_mslstipt.ipynb #aae33b48
 def explain(X: np.ndarray,   # p×p×k
             A: np.ndarray,   # (p//2 + 1)×p×k', Fourier slices of the dictionary
             weight: float,   # lambda
@@ -130,20 +130,24 @@ def explain(X: np.ndarray,   # p×p×k
     adjoint, beta = A.conj().swapaxes(1, 2), hyper.start
     solve = np.linalg.inv(adjoint @ A + np.eye(A.shape[2]))
     Z = J = M1 = np.zeros((len(A), A.shape[2], k), dtype=complex)
-    E = AJ = M2 = np.zeros_like(X)
+    E, AJ, M2 = (np.zeros_like(X) for _ in range(3))
     for iteration in range(1, hyper.iterations + 1):
         last_Z, last_J, last_E = Z, J, E
         Z, _ = shrink_spectrum(J - M1, lambda values: schatten(values, hyper.shrink * p / beta, hyper.power, root=1 / hyper.power))
-        goal = X + M2
-        E = soft(goal - AJ, weight / beta)
-        J = solve @ (Z + M1 + adjoint @ rfft(goal - E, axis=0))
+        M2 += X
+        E = soft(M2 - AJ, weight / beta)
+        M2 -= E
+        J = solve @ (Z + M1 + adjoint @ rfft(M2, axis=0))
         AJ = irfft(A @ J, n=p, axis=0)
-        rest, gap = X - AJ - E, Z - J
-        residual = float(np.abs(rest).max())
+        M2 -= AJ  # the old M2 and what remains of X
+        rest, gap = X - AJ, Z - J
+        rest -= E
+        residual = float(max(rest.max(), -rest.min()))
         changes = (lambda: E - last_E), *(lambda slices=slices: irfft(slices, n=p, axis=0) for slices in (gap, J - last_J, Z - last_Z))
         if residual < hyper.tolerance and all(np.abs(change()).max() < hyper.tolerance for change in changes):
             return E, AJ, iteration, residual, "tolerance"
-        M1, M2, beta = (M1 + gap) / hyper.growth, (M2 + rest) / hyper.growth, beta * hyper.growth
+        M2 /= hyper.growth
+        M1, beta = (M1 + gap) / hyper.growth, beta * hyper.growth
     return E, AJ, iteration, residual, "iterations"
 
 # %% ../../nbs/methods/55_mslstipt.ipynb #9fe9767b

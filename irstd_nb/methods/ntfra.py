@@ -57,15 +57,13 @@ def log_sum(values: np.ndarray,  # any shape, >= 0
     discriminant = middle ** 2 - 4 * (weight - floor * values)
     return np.where(discriminant > 0, np.maximum(middle + np.sqrt(np.maximum(discriminant, 0)), 0) / 2, 0)
 
-# %% ../../nbs/methods/54_ntfra.ipynb #15aeaa59
-def shrink_mode(tensor: np.ndarray,  # n×p×p
-                axis: int,           # along which the Fourier transform is taken
+# %% ../../nbs/methods/54_ntfra.ipynb #6a489242
+def shrink_mode(tensor: np.ndarray,  # the axis of the Fourier transform first, any two after it
                 weight: float,       # see log_sum
                 floor: float,
-                ) -> np.ndarray:     # n×p×p
-    "Log-sum shrinkage of the singular values of the Fourier slices along one axis."
-    turned = np.ascontiguousarray(np.moveaxis(tensor, axis, 0))
-    return np.moveaxis(shrink_tensor(turned, lambda values: log_sum(values, weight, floor))[0], 0, axis)
+                ) -> np.ndarray:     # same shape
+    "Log-sum shrinkage of the singular values of the Fourier slices along the first axis."
+    return shrink_tensor(tensor, lambda values: log_sum(values, weight, floor))[0]
 
 # %% ../../nbs/methods/54_ntfra.ipynb #2baa5990
 class PublishedGradients:
@@ -97,7 +95,7 @@ class PublishedGradients:
             self.lags[i] += rho * (self.V[i] - G)
         return gradients
 
-# %% ../../nbs/methods/54_ntfra.ipynb #32beb05e
+# %% ../../nbs/methods/54_ntfra.ipynb #88901458
 def solve(F: np.ndarray,      # n×p×p, gray levels 0 to 255
           prior: np.ndarray,  # n×p×p in [0, 1]; no target where it is 0
           hyper: NTFRA,
@@ -107,25 +105,30 @@ def solve(F: np.ndarray,      # n×p×p, gray levels 0 to 255
     dear = np.divide(patch_rank(F, hyper.rank_ratio, hyper.unfolding), prior, out=np.full(F.shape, np.inf), where=prior > 0)
     shares, weight, omega = np.array([hyper.theta, 1, 1]) / (2 + hyper.theta), hyper.weight / np.sqrt(max(n, p) * p), hyper.omega
     axes = [axis for axis in range(3) if shares[axis] > 0]
-    B, T, W, lag, lags = np.zeros_like(F), np.zeros_like(F), np.ones_like(F), np.zeros_like(F), np.zeros((3, *F.shape))
+    B, T, W, lag = np.zeros_like(F), np.zeros_like(F), np.ones_like(F), np.zeros_like(F)
+    lags = {axis: np.zeros(np.moveaxis(F, axis, 0).shape) for axis in axes}  # each with its own axis in front, and so the copies
     gradients = PublishedGradients(F) if hyper.multipliers == "published" else None
     for iteration in range(1, hyper.iterations + 1):
         goal = F + lag
         last, total, copies = B, goal - T, {}
         for axis in axes:
-            copies[axis] = shrink_mode(B + lags[axis], axis, omega, hyper.log_floor)
-            total += shares[axis] * (copies[axis] - lags[axis])
+            X = np.add(lags[axis], np.moveaxis(B, axis, 0), out=np.empty_like(lags[axis]))
+            copies[axis] = shrink_mode(X, omega, hyper.log_floor) if iteration > 1 else X  # nothing but zeros at first
+            total += np.moveaxis(shares[axis] * (copies[axis] - lags[axis]), 0, axis)
         B = total / 2
-        T = soft_nonnegative(goal - B, W * (weight * omega))
+        goal -= B
+        T = soft_nonnegative(goal, W * (weight * omega))
         W = dear / (T + hyper.floor)
         if gradients is not None:
-            copies = gradients(B, 1 / omega)
+            copies = {axis: np.moveaxis(G, axis, 0) for axis, G in enumerate(gradients(B, 1 / omega))}
         change = relative(last - B, last) if iteration > 1 else 1.0
         if change < hyper.tolerance:
             return T, B, iteration, change, "tolerance"
         for axis in axes:
-            lags[axis] += B - copies[axis]
-        lags, lag, omega = lags / hyper.growth, (goal - B - T) / hyper.growth, omega / hyper.growth
+            lags[axis] += np.moveaxis(B, axis, 0)
+            lags[axis] -= copies[axis]
+            lags[axis] /= hyper.growth
+        lag, omega = (goal - T) / hyper.growth, omega / hyper.growth
     return T, B, iteration, change, "iterations"
 
 # %% ../../nbs/methods/54_ntfra.ipynb #4dc3d91c

@@ -33,6 +33,7 @@ class Method:
     objective: str = ""                                              # networks: a name of irstd_nb.training.objectives.OBJECTIVES
     recipe: Mapping[str, Any] = field(default_factory=dict)         # networks: published training recipe, see irstd_nb.training.recipe
     stride: int = 1                                                 # networks: height and width must be multiples of it
+    lite: Mapping[str, Any] = field(default_factory=dict)           # networks: hyper-parameters of a narrow version for two CPU cores and for tests
     complexity: str = ""                                            # classical: cost of one image, e.g. "O(HW K log K)"; H×W pixels, K a cell or window
 
 # %% ../../nbs/methods/00_registry.ipynb #9ba84bc7

@@ -65,4 +65,5 @@ METHOD = register(Method(
     name="unet", title="U-Net", kind="network", family="encoder-decoder", year=2015,
     reference="O. Ronneberger, P. Fischer, T. Brox, U-Net: Convolutional Networks for Biomedical Image Segmentation, MICCAI 2015",
     papers=("sirst5k", "ismallnet"), hyper=UNet, build=UNetwork, decision="fixed(0.5)", stride=16, objective="soft_iou",
-    recipe={"optimiser": "adam", "learning_rate": 5.0e-4, "schedule": "cosine", "epochs": 400, "batch": 16, "crop": 256, "on_target": 0.5, "flip": True}))
+    recipe={"optimiser": "adam", "learning_rate": 5.0e-4, "schedule": "cosine", "epochs": 400, "batch": 16, "crop": 256, "on_target": 0.5, "flip": True},
+    lite={"widths": [8, 16, 32, 64, 64]}))
