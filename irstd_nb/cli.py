@@ -198,7 +198,7 @@ def list_methods(given: argparse.Namespace) -> int:
         print(f"{entry.name}: {entry.title} ({entry.kind}, {entry.family}, {entry.year}); {hyper}\n  {entry.reference}")
     return 0
 
-# %% ../nbs/91_cli.ipynb #df68a9db
+# %% ../nbs/91_cli.ipynb #57494372
 THRESHOLDS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)  # of the sweep in counts.csv
 POLICIES = ("peak_or_mean", "mean_std(train)", "fraction(train)", "mean_std(test)", "fraction(test)")  # of `--policies`
 
@@ -250,7 +250,7 @@ def _measure(run: Any, out: Path, given: argparse.Namespace, trained: Path | str
         raise UserError(run.method, "is a network and needs weights", "name the folder that `irstd train` wrote: --trained FOLDER")
     scores = getattr(given, "scores", None)
     metrics = evaluate_run(run, out, trained, () if getattr(given, "no_sweep", False) else THRESHOLDS, scores=scores and _results_folder(scores),
-                           jobs=getattr(given, "jobs", None), policies=POLICIES if getattr(given, "policies", False) else (),
+                           jobs=_jobs(run, getattr(given, "jobs", None)), policies=POLICIES if getattr(given, "policies", False) else (),
                            learn=getattr(given, "learn", None), timed=True)
     record = read_json(out / "run.json")
     rule = record.get("rule")
@@ -261,6 +261,12 @@ def _measure(run: Any, out: Path, given: argparse.Namespace, trained: Path | str
         print(f"  left out: {id} ({reason})")
     print(f"  written to {out}")
     return 0
+
+
+def _jobs(run: Any, asked: int | None) -> int | None:
+    "Processes for an evaluation; a few images are not worth starting any."
+    from irstd_nb.data.samples import open_dataset
+    return 1 if asked == -1 and len(open_dataset(run.folder).split(run.test)) < 16 else asked
 
 
 def compare(given: argparse.Namespace) -> int:

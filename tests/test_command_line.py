@@ -95,6 +95,9 @@ MISTAKES = {
     "unknown test list": ([*TRAIN, "--test", "tset"], "tset: unknown split of mine; did you mean test?"),
     "unknown test list of a classical method": ([*MEASURE, "--test", "tset"], "tset: unknown split of mine; did you mean test?"),
     "no pair of lists": (["train", "acm", "unlisted", "--out", "out", *SMALL], "unlisted: has no pair of lists train and test, only all; name them: --train LIST --test LIST"),
+    "a policy that is none": ([*MEASURE, "--decision", "mean_std(val)"], "'mean_std(val)': is not a decision rule"),
+    "a rule without a constant": ([*MEASURE, "--decision", "peak_or_mean(train)"], "'peak_or_mean(train)': has no constant to choose"),
+    "unknown objective": ([*TRAIN, "objective=sfot_iou"], "sfot_iou: unknown objective; did you mean soft_iou"),
     "unknown recipe entry": ([*TRAIN, "epoch=3"], "epoch: unknown entry of a recipe; did you mean epochs?"),
     "unknown optimiser": ([*TRAIN, "optimiser=adan"], "adan: unknown optimiser of a recipe; did you mean adam"),
     "word for a number of epochs": ([*TRAIN, "epochs=three"], "recipe.epochs: is"),
@@ -203,8 +206,17 @@ def test_output_into_a_pipe_that_closes_gives_no_traceback(outside):
 def test_a_classical_method_is_measured(outside, capsys):
     assert main(MEASURE) == 0
     said = capsys.readouterr()
-    assert said.out.startswith("tophat@mine#0, list test, native size: 3 images, 3 targets\n") and said.err == ""
+    assert said.out.startswith("tophat@mine#0, list test, native size: 3 images, 3 targets; decision peak_or_mean\n") and said.err == ""
     assert {path.name for path in (outside / "out").iterdir()} >= {"metrics.json", "counts.csv", "run.json"}
+
+
+def test_a_threshold_is_learned_on_the_training_list_and_every_policy_is_measured(outside, capsys):
+    assert main([*MEASURE, "--decision", "mean_std(train)", "--policies", "--no-sweep", "--jobs", "2"]) == 0
+    record, policies = (json.loads((outside / "out" / name).read_text()) for name in ("run.json", "policies.json"))
+    assert f"decision mean_std(train) = {record['rule']}\n" in capsys.readouterr().out and record["rule"] == policies["mean_std(train)"]["rule"]
+    assert set(policies) == {"peak_or_mean", "mean_std(train)", "fraction(train)", "mean_std(test)", "fraction(test)"}
+    assert policies["mean_std(test)"]["f1"] >= policies["mean_std(train)"]["f1"] == json.loads((outside / "out/metrics.json").read_text())["f1"]
+    assert {line.split(",")[0] for line in (outside / "out/counts.csv").read_text().splitlines()[1:]} == {"decision"}
 
 
 def test_trained_weights_are_measured_with_the_hyper_parameters_that_they_were_trained_with(outside, capsys):
