@@ -43,7 +43,7 @@ def kept_whole(values: np.ndarray,  # singular values, largest first
     smaller = np.flatnonzero(values < energy * values[0])
     return max(int(smaller[0]), 1) if smaller.size else len(values)
 
-# %% ../../nbs/methods/41_nipps.ipynb #8fba6563
+# %% ../../nbs/methods/41_nipps.ipynb #66eff66b
 def respectral(D: np.ndarray,        # n×k
                U: np.ndarray,        # n×n, left singular vectors of D
                across: np.ndarray,   # n×k, U' D
@@ -64,24 +64,26 @@ def before_targets(D: np.ndarray,  # n×k
                    hyper: NIPPS,
                    ) -> tuple[np.ndarray, np.ndarray, float, int]:  # B, Y and mu with which the next iteration begins; how many are done
     "The iterations before the first whose sparse part is not empty, in singular values (Dai et al., 2017)."
-    mu, across, solid = 1.25 / S[0], U.T @ D, S > 1e-8 * S[0]
+    mu, across, solid, done = 1.25 / S[0], U.T @ D, S > 1e-8 * S[0], 0
     highest, q = 1e7 * mu, S / max(S[0], np.abs(D).max() / weight) / mu
     r, before, kept = S, 0 * S, 0 * S
-    for done in range(hyper.iterations):
-        factors = np.divide(r - before + q, S, out=np.full_like(S, np.nan), where=solid)
+    while done < hyper.iterations - 1:
+        factors = np.divide(r - before + q, S, out=np.zeros_like(S), where=solid)
         factors[~solid] = factors[solid][-1]
-        if max(respectral(D, U, across, factors, rows).max() for rows in row_pieces(D)) > weight / mu or np.linalg.norm(r - before) < 1e-3 * np.linalg.norm(S):
+        if max(respectral(D, U, across, factors, rows).max() for rows in row_pieces(D)) > weight / mu:
             break
         g = S + q
-        r = np.minimum(g, 1 / mu)
-        r[np.argsort(-g, kind="stable")[:N]] = 0
-        before, kept, last, mu = q, g - r, mu, min(hyper.growth * mu, highest)
+        taken = np.minimum(g, 1 / mu)
+        taken[np.argsort(-g, kind="stable")[:N]] = 0
+        if np.linalg.norm(taken - q) < 2 * hyper.tolerance * np.linalg.norm(S):
+            break  # the end is near and no target in sight
+        r, before, kept, done, last, mu = taken, q, g - taken, done + 1, mu, min(hyper.growth * mu, highest)
         q = r * (last / mu)
     factors = [np.divide(values, S, out=np.zeros_like(S), where=solid) for values in (kept, q * mu)]
     B, Y = (respectral(D, U, across, each, slice(None)) for each in factors)
     return B, Y, mu, done
 
-# %% ../../nbs/methods/41_nipps.ipynb #1a22969a
+# %% ../../nbs/methods/41_nipps.ipynb #b0068d76
 def separate(D: np.ndarray,  # n×p², one patch a row; not all zero
              hyper: NIPPS = NIPPS(),
              ) -> Split:
@@ -95,7 +97,7 @@ def separate(D: np.ndarray,  # n×p², one patch a row; not all zero
     B, Y, mu, done = before_targets(D, U[:, ::-1], S, N, weight, hyper)
     highest, rank = 1.25e7 / S[0], N
     T, T_next, G = np.zeros_like(D), np.zeros_like(D), np.empty_like(D)
-    missing = _next(D, B, T, Y, T_next, G, 0.0, mu, weight / mu)
+    _next(D, B, T, Y, T_next, G, 0.0, mu, weight / mu)
     for iteration in range(done + 1, hyper.iterations + 1):
         T, T_next = T_next, T
         B, left = shrink_spectrum(G, lambda s: partial_sum(s, N, 1 / mu), expect=rank + 10)
@@ -109,6 +111,7 @@ def separate(D: np.ndarray,  # n×p², one patch a row; not all zero
 
 def _next(D: np.ndarray, B: np.ndarray, T: np.ndarray, Y: np.ndarray, T_next: np.ndarray, G: np.ndarray,  # the last three change
           step: float, mu: float, threshold: float) -> float:  # ||D - B - T||²
+    "Y + step (D - B - T), and from it the next T and the next G."
     missing = 0.0
     for rows in row_pieces(D):
         rest = D[rows] - B[rows]

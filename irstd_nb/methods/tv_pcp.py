@@ -5,15 +5,14 @@
 # %% auto #0
 __all__ = ['TVPCP', 'room', 'dual_flow', 'smooth', 'step_matrix', 'split_patches', 'decompose']
 
-# %% ../../nbs/methods/42_tv_pcp.ipynb #fb3c5e41
+# %% ../../nbs/methods/42_tv_pcp.ipynb #5257e409
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 import torch
 
 from ..layers.patches import aggregate, patch_grid, patch_image
-from ..layers.shrinkage import Decomposition, Split, shrink_spectrum, soft_nonnegative
+from ..layers.shrinkage import Decomposition, Split, shorten_values
 from ..layers.windows import checked
 from .registry import Method, register
 
@@ -76,10 +75,10 @@ def _dual_step(slope: torch.Tensor,  # 2×H×W
     P[:, top + 1:end + 1].lerp_(r, 1 + momentum)
     return _renew_flow(P, flow, spare, top, end)
 
-# %% ../../nbs/methods/42_tv_pcp.ipynb #6bb4e99c
+# %% ../../nbs/methods/42_tv_pcp.ipynb #ce56d50a
 def room(height: int, width: int) -> tuple[torch.Tensor, ...]:
-    "Memory for `dual_flow`, to be used again and again: slope, two fields, the flow, and a spare piece of about 640 kB."
-    rows = min(max(160_000 // width, 1), height)
+    "Memory for `dual_flow`, to be used again and again: slope, two fields, the flow, and a spare piece of about 1.3 MB."
+    rows = min(max(320_000 // width, 1), height)
     return torch.zeros(2, height, width), torch.zeros(2, height + 1, width), torch.zeros(2, height + 1, width), torch.zeros(height + 1, width), torch.zeros(rows, width)
 
 
@@ -136,7 +135,7 @@ def step_matrix(share: float,       # of Q that is noise, 0 to 1
     Y1, Y2, Y3, Y4 = Y1 + gamma * (Z1 - B), Y2 + gamma * (Z2 - B), Y3 + gamma * (Z3 - T), Y4 + gamma * rest
     return np.array([B, T, B - Y1, B - Y2, T - Y3, D - T - B + Y4, rest])
 
-# %% ../../nbs/methods/42_tv_pcp.ipynb #82c5f80b
+# %% ../../nbs/methods/42_tv_pcp.ipynb #08591d86
 def _advance(state: np.ndarray,      # 10×N, in the order of step_matrix; the last row is scratch, the first six change
              matrix: np.ndarray,     # step_matrix
              threshold: float,       # of the sparse part
@@ -161,8 +160,7 @@ def split_patches(D: np.ndarray,  # n×p², gray levels 0..255, not all zero
     threshold, smoothing, size = hyper.weight / np.sqrt(min(D.shape)) / hyper.beta, hyper.smoothness / hyper.beta, np.linalg.norm(D)
     length = size
     for iteration in range(1, hyper.iterations + 1):
-        Z1[:], values = shrink_spectrum(M1, partial(soft_nonnegative, threshold=1 / hyper.beta), expect=rank + 10)
-        rank = int(np.count_nonzero(values))
+        Z1[:], rank = shorten_values(M1, 1 / hyper.beta, rank)
         flow[:] = dual_flow(M2, smoothing, memory)
         share = min(1, hyper.noise / length) if length > 0 else 1
         length, rest = _advance(state.reshape(10, -1), step_matrix(share, smoothing, hyper.gamma), threshold)
