@@ -296,7 +296,7 @@ def test_top_hat_on_the_real_set_counts_the_published_images_and_targets(clone, 
     assert main(["data", "import", "NUAA-SIRST", str(source)]) == 0
     assert "tested on dnanet_50_50/test" in capsys.readouterr().out
     assert main(["evaluate", "tophat", "data/real/NUAA-SIRST", "--test", "dnanet_50_50/test", "--out", "out"]) == 0
-    assert capsys.readouterr().out.startswith("tophat@NUAA-SIRST#0, list dnanet_50_50/test, native size: 214 images, 263 targets\n")
+    assert capsys.readouterr().out.startswith("tophat@NUAA-SIRST#0, list dnanet_50_50/test, native size: 214 images, 263 targets; decision peak_or_mean\n")
     metrics = json.loads((clone / "out/metrics.json").read_text())
     assert (metrics["n_images"], metrics["n_targets"]) == (214, 263) and 0 < metrics["iou"] < 1 and 0 < metrics["pd"] < 1
     assert not list((clone / "out").glob("examples/*")), "pictures of data that may not be passed on are kept apart"
