@@ -455,10 +455,10 @@ def decompose(image: np.ndarray,  # H×W, in [0, 1]
     target = component(found, grid, int(found.noise.mean.argmax()), hyper.level) if found.stop != "nothing left" else np.zeros(grid.shape)
     return Decomposition(target, aggregate(found.background, grid, "median"), found.iterations, found.change, found.stop)
 
-# %% ../../nbs/methods/46_mog_mrf.ipynb #ffe8ddec
+# %% ../../nbs/methods/46_mog_mrf.ipynb #2bbe93ec
 register(Method(
     name="mog_mrf", title="MoG-MRF", kind="classical", family="patch image", year=2018,
     reference="C. Gao, L. Wang, Y. Xiao, Q. Zhao and D. Meng, Infrared small-dim target detection based on Markov random field guided noise modeling, "
               "Pattern Recognition 76, 2018",
-    papers=("pixelgame",), hyper=MoGMRF, build=lambda hyper: lambda image: decompose(image, hyper).target, decision="peak_or_mean",
+    papers=("pixelgame",), hyper=MoGMRF, build=lambda hyper: lambda image: decompose(image, hyper).target, decision="mean_std(15)",
     complexity="O(K p² n (r² + S)), n = HW/s² patches of p² pixels, K iterations, rank r, S sweeps"))

@@ -48,10 +48,11 @@ def edge_weight(levels: np.ndarray,  # H×W float64
     first, second = structure_eigenvalues(levels, 1.2, 2)
     return np.exp(strength * stretched(first - second))
 
-# %% ../../nbs/methods/50_ript.ipynb #26730c25
+# %% ../../nbs/methods/50_ript.ipynb #b65cc2ae
 def excess(gram: np.ndarray,   # n×n, symmetric; overwritten
            limit: float,       # for singular values, the square roots of the Gram matrix's eigenvalues
-           ) -> np.ndarray:    # n×k: W, so that (I - W W^T) X is X with its singular values clipped at limit
+           ) -> np.ndarray:    # n×k: W
+    "The W with which (I - W W^T) X is X with its singular values clipped at limit; one column for each larger value."
     energies, vectors = eigh(gram.T, driver="evd", overwrite_a=True, check_finite=False)
     first = int(np.searchsorted(energies, limit ** 2, side="right"))
     return vectors[:, first:] * np.sqrt(1 - limit / np.sqrt(energies[first:]))
