@@ -220,8 +220,8 @@ def _run(given: argparse.Namespace) -> Any:
 
 def train(given: argparse.Namespace) -> int:
     "Train a network, or go on with an interrupted training, then measure it on the test list."
-    from irstd_nb.training.engine import Machine
-    from irstd_nb.training.runs import train_run
+    from irstd_nb.training.machine import Machine
+    from irstd_nb.training.train import train_run
     run, out = _run(given), _results_folder(given.out)
     record = train_run(run, out, out / "unfinished", Machine.from_environment())
     if "machine" in record:  # not that of a run that was finished before

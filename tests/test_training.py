@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from irstd_nb.core.errors import UserError
-from irstd_nb.training.engine import Machine
+from irstd_nb.training.machine import Machine
 
 IRSTD = [sys.executable, "-m", "irstd_nb.cli"]
 RECIPE = {"epochs": 6, "crop": 48, "long_side": "null", "batch": 4, "optimiser": "adam", "learning_rate": 0.02, "on_target": 1, "validation": 0.25, "select": "last"}

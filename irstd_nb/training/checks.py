@@ -27,8 +27,7 @@ from torch import Tensor, nn
 
 from ..core.seeding import derive_seed, generator
 from ..methods.registry import Method, hyper_parameters
-from .engine import read_weights, write_weights
-from .inference import network_scorer
+from .inference import network_scorer, read_weights, write_weights
 from .named import find_objective
 from .objectives import Batch, Objective, Turn, all_maps, soft_iou_objective, turns
 

@@ -32,9 +32,9 @@ from ..metrics.decision import decide, threshold
 from ..metrics.policies import candidates, choose, split_policy
 from ..metrics.soft import SOFT, SoftCounts, soft_count
 from ..metrics.summary import METRICS, summary
-from .engine import Machine
 from .inference import Scorer
-from .runs import Run, build_scorer, describe_data, describe_run, machine_record, versions
+from .machine import Machine, machine_record, versions
+from .runs import Run, build_scorer, describe_data, describe_run
 
 # %% ../../nbs/training/05_evaluation.ipynb #b17f2526
 @dataclass(frozen=True)

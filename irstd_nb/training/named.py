@@ -11,13 +11,14 @@ from collections.abc import Callable, Sequence
 
 from ..core.errors import UserError, unknown_name
 from .adversarial import mdvsfa_turns
+from .decoupled import decoupled_objective
 from .games import game
 from .objectives import (Objective, Turn, bce_objective, dice_objective, mse_objective, sensitivity_specificity_objective,
                                           soft_iou_objective)
 
 OBJECTIVES: dict[str, Callable[..., Objective | Sequence[Turn]]] = {
-    "soft_iou": soft_iou_objective, "bce": bce_objective, "mse": mse_objective, "dice": dice_objective, "sensitivity_specificity": sensitivity_specificity_objective, "game": game,
-    "mdvsfa": mdvsfa_turns}
+    "soft_iou": soft_iou_objective, "bce": bce_objective, "mse": mse_objective, "dice": dice_objective,
+    "sensitivity_specificity": sensitivity_specificity_objective, "game": game, "mdvsfa": mdvsfa_turns, "decoupled": decoupled_objective}
 
 # %% ../../nbs/training/08_named.ipynb #410aa747
 def find_objective(text: str,                         # "soft_iou", "soft_iou(reduce=image)", …
