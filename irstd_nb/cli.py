@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PREFERRED_PROTOCOLS', 'THRESHOLDS', 'POLICIES', 'choose_lists', 'data_list', 'data_import', 'data_download',
            'data_check', 'data_simulate', 'data_statistics', 'data_sirst5k', 'data_densify', 'data_sky', 'settings',
-           'list_methods', 'train', 'evaluate', 'compare', 'score', 'main']
+           'list_methods', 'train', 'evaluate', 'predict', 'compare', 'score', 'main']
 
 # %% ../nbs/91_cli.ipynb #c89968a0
 import argparse
@@ -269,6 +269,18 @@ def _jobs(run: Any, asked: int | None) -> int | None:
     return 1 if asked == -1 and len(open_dataset(run.folder).split(run.test)) < 16 else asked
 
 
+def predict(given: argparse.Namespace) -> int:
+    "Detect targets in your own images: masks, score maps, boxes and pictures of them."
+    from irstd_nb.training.predict import find_images, predict_files
+    out, files = _results_folder(given.out), find_images(given.images)
+    found = predict_files(files, given.method, out, settings(given.hyper), given.decision, given.write, given.jobs if len(files) >= 16 else 1)
+    targets = sum(map(len, found.detections.values()))
+    print(f"{len(found.detections)} images, {targets} detections, in {sum(map(bool, found.detections.values()))} images; written to {out}")
+    for name, reason in found.failed.items():
+        print(f"left out: {name} ({reason})", file=sys.stderr)
+    return 1 if found.failed else 0
+
+
 def compare(given: argparse.Namespace) -> int:
     "Say whether every number of runs and reports equals the committed one."
     from irstd_nb.reporting.compare import compare_with_committed, describe
@@ -324,6 +336,7 @@ def _parser() -> argparse.ArgumentParser:
             verb.add_argument("--no-sweep", action="store_true", help="leave the counts at fixed thresholds out of counts.csv")
             verb.add_argument("--jobs", type=int, default=-1, metavar="N", help="processes of a classical method; default: one a core")
             verb.add_argument("--scores", metavar="FOLDER", help="write every score map as a 16-bit PNG, e.g. for `irstd score`")
+    _predict_verb(_verb(verbs, "predict", predict))
     _score_verb(_verb(verbs, "score", score))
     _verb(verbs, "compare", compare)
     return parser
@@ -335,6 +348,16 @@ def _verb(verbs: Any, name: str, action: Any) -> argparse.ArgumentParser:
     return verb
 
 # %% ../nbs/91_cli.ipynb #c0368505
+def _predict_verb(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("images", nargs="+", help="image files, or folders of them: PNG, BMP, TIFF or JPEG, 8 or 16 bit")
+    verb.add_argument("-m", "--method", required=True, help="a classical method, see `irstd methods`; or the folder that `irstd train` wrote")
+    verb.add_argument("-o", "--out", required=True, metavar="FOLDER", help="receives detections.csv, boxes.json, predict.json and the pictures")
+    verb.add_argument("--decision", default="", metavar="RULE", help="in place of the method's own, e.g. 'mean_std(8)' or 'fixed(0.3)'")
+    verb.add_argument("--hyper", nargs="*", default=[], metavar="NAME=VALUE", help="hyper-parameters that differ from the published ones")
+    verb.add_argument("--write", nargs="*", default=["masks", "scores", "overlays"], metavar="KIND", help="which pictures: masks scores overlays; none with --write alone")
+    verb.add_argument("--jobs", type=int, default=-1, metavar="N", help="processes of a classical method; default: one a core")
+
+
 def _score_verb(verb: argparse.ArgumentParser) -> None:
     from irstd_nb.core.images import MASK_POLICIES
     verb.add_argument("predictions", help="folder of score maps: gray PNG, BMP or TIFF of 8 or 16 bit, .npy or .npz; or a JSON file of boxes")

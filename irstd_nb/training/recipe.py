@@ -17,19 +17,20 @@ import torch
 from ..core.errors import UserError, unknown_name
 from ..data.transforms import Augmentation
 
-# %% ../../nbs/training/01_recipe.ipynb #e6bdf7b5
+# %% ../../nbs/training/01_recipe.ipynb #073bb578
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
     "Everything that decides how a network is trained, besides the network, its objective and the data."
     objective: str = ""                           # see irstd_nb.training.named; empty: the method's own
-    optimiser: str = "adagrad"                    # adagrad | adam | adamw | radam | sgd | nesterov
+    variants: str = ""                            # what each training image becomes, see irstd_nb.training.variants; empty: itself
+    optimiser: str = "adagrad"                    # adagrad | adam | adamw | radam | sgd | nesterov | dadapt (needs the package dadaptation)
     learning_rate: float = 0.05
     weight_decay: float = 0.0
     momentum: float = 0.9                         # of sgd and nesterov; beta 1 of the others
-    schedule: str = "constant"                    # constant | cosine | poly (power 0.9) | linear | thirds (a fifth of the rate at each third)
+    schedule: str = "constant"                    # constant | cosine | poly (power 0.9) | linear | thirds (a fifth of the rate at each third) | tenths (BAFE-Net)
     warmup: float = 0.0                           # share of all steps in which the rate rises from 0, before the schedule begins
     epochs: int = 100
-    batch: int = 8                                # images a step over all devices
+    batch: int = 8                                # training images a step over all devices, each with its variants
     crop: int = 256                               # these five: irstd_nb.data.transforms.Augmentation
     long_side: tuple[int, int] | None = None
     on_target: float = 0.0
@@ -64,18 +65,31 @@ class Recipe:
         "The part that changes images."
         return Augmentation(self.crop, self.long_side, self.on_target, self.flip, self.blur)
 
-# %% ../../nbs/training/01_recipe.ipynb #a575505d
-def recipe(*layers: Mapping[str, Any]) -> Recipe:
+# %% ../../nbs/training/01_recipe.ipynb #d95cdc82
+def recipe(*layers: Mapping[str, Any],
+           kind: type[Recipe] = Recipe,   # a task may add entries of its own
+           ) -> Recipe:
     "A recipe from layers of settings, later ones win: published recipe, profile, run. Unknown keys are answered with the nearest known."
-    known = {f.name for f in dataclasses.fields(Recipe)}
+    known = {f.name for f in dataclasses.fields(kind)}
     merged = {key: tuple(value) if isinstance(value, list) else value for layer in layers for key, value in layer.items()}
     for key in merged:
         if key not in known:
             raise unknown_name("entry of a recipe", key, known)
-    return Recipe(**merged)
+    return kind(**merged)
 
-# %% ../../nbs/training/01_recipe.ipynb #6648f6eb
+# %% ../../nbs/training/01_recipe.ipynb #886a97b7
+def _dadapt(parameters: list[torch.nn.Parameter], r: "Recipe") -> torch.optim.Optimizer:
+    "DAdaptAdam with decoupled decay, none on norms and biases (BAFE-Net): it finds the size of its steps itself, `learning_rate` is a factor, 1 as published."
+    try:
+        from dadaptation import DAdaptAdam
+    except ImportError:
+        raise UserError("recipe.optimiser", "is dadapt, but the package dadaptation is not installed", "pip install 'irstd_nb[detection]', or choose adamw with a learning rate of 0.0002") from None
+    groups = [{"params": [p for p in parameters if p.ndim > 1], "weight_decay": r.weight_decay}, {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0}]
+    return DAdaptAdam([g for g in groups if g["params"]], lr=r.learning_rate, betas=(r.momentum, 0.999), decouple=True)
+
+
 OPTIMISERS = {
+    "dadapt": _dadapt,
     "adagrad": lambda p, r: torch.optim.Adagrad(p, lr=r.learning_rate, weight_decay=r.weight_decay, eps=1e-7),
     "adam": lambda p, r: torch.optim.Adam(p, lr=r.learning_rate, betas=(r.momentum, 0.999), weight_decay=r.weight_decay),
     "adamw": lambda p, r: torch.optim.AdamW(p, lr=r.learning_rate, betas=(r.momentum, 0.999), weight_decay=r.weight_decay),
@@ -89,6 +103,7 @@ SCHEDULES = {
     "poly": lambda t: (1 - t) ** 0.9,
     "linear": lambda t: 1 - t,
     "thirds": lambda t: 0.2 ** min(int(3 * t + 1e-9), 2),
+    "tenths": lambda t: (1 / 3 if t < 500 / 23_040 else 1.0) * 0.1 ** ((t >= 0.4 - 1e-9) + (t >= 0.8 - 1e-9)),  # 500 of 23 040 steps; epochs 8 and 16 of 20
 }
 
 
