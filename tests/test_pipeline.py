@@ -60,7 +60,26 @@ def results(clone):
 
 
 @pytest.fixture(scope="module")
-def first(tmp_path_factory):
+def second(tmp_path_factory):
+    "Another clone, whose pipeline was killed in training and goes on beside the first one's: folder, the process that goes on, what it says."
+    clone = make_clone(tmp_path_factory.mktemp("second"))
+    command = {"args": [sys.executable, "-m", "dvc", "repro"], "cwd": clone, "env": environment(clone), "start_new_session": True}
+    process = subprocess.Popen(**command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while process.poll() is None and not training(clone):
+        time.sleep(0.01)
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL, "the pipeline ended before it could be killed"
+    said = clone.parent / f"{clone.name}.log"
+    with open(said, "w") as file:
+        process = subprocess.Popen(**command, stdout=file, stderr=subprocess.STDOUT)
+    yield clone, process, said
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGKILL)
+
+
+@pytest.fixture(scope="module")
+def first(second, tmp_path_factory):
     "A clone in which the pipeline ran once: folder, stages that ran, results."
     clone = make_clone(tmp_path_factory.mktemp("first"))
     ran = repro(clone)
@@ -133,17 +152,11 @@ def training(clone):
     return list((clone / "work").glob("checkpoints/*/checkpoint.pt")) or list((clone / "work").glob("smoke/trained/**/weights.safetensors"))
 
 
-def test_a_pipeline_killed_in_training_heals_and_a_second_clone_agrees_to_the_byte(first, tmp_path):
+def test_a_pipeline_killed_in_training_heals_and_a_second_clone_agrees_to_the_byte(first, second):
     earlier, _, made = first
-    clone = make_clone(tmp_path / "second")
-    process = subprocess.Popen([sys.executable, "-m", "dvc", "repro"], cwd=clone, env=environment(clone), start_new_session=True,
-                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while process.poll() is None and not training(clone):
-        time.sleep(0.01)
-    if process.poll() is None:
-        os.killpg(process.pid, signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL, "the pipeline ended before it could be killed"
-    healed = repro(clone)
+    clone, process, said = second
+    assert process.wait() == 0, said.read_text()
+    healed = re.findall(r"Running stage '(.+)'", said.read_text())
     assert any(name.startswith("train@") for name in healed) and not {"notebooks", "code", "synthesize@sim-nuaa"} & set(healed)
     again = results(clone)
     assert set(again) == set(made)
