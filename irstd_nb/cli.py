@@ -20,8 +20,8 @@ from .core.errors import UserError
 from .core.files import read_json, write_json, write_text
 from .core.params import load_params, project_root, set_entry
 
-# %% ../nbs/91_cli.ipynb #de251581
-PREFERRED_PROTOCOLS = ("dnanet_50_50", "basicirstd", "50_50", "", "official_427", "idx_427")
+# %% ../nbs/91_cli.ipynb #b952ef09
+PREFERRED_PROTOCOLS = ("dnanet_50_50", "basicirstd", "50_50", "", "v2", "official_427", "idx_427")
 
 
 def choose_lists(splits: Sequence[str],       # names of a data set's lists, e.g. "dnanet_50_50/test"
@@ -29,8 +29,9 @@ def choose_lists(splits: Sequence[str],       # names of a data set's lists, e.g
     "The lists of the commonest protocol that has one for training and one for testing."
     found = {}
     for name in splits:
-        protocol, _, role = name.rpartition("/")
-        found.setdefault(protocol, {})[role] = name
+        protocol, _, stem = name.rpartition("/")
+        role, _, version = stem.partition("_")  # DenseSIRST: trainval_v2, test_v2
+        found.setdefault(f"{protocol}/{version}".strip("/"), {})[role] = name
     for protocol in sorted(found, key=lambda p: (PREFERRED_PROTOCOLS.index(p) if p in PREFERRED_PROTOCOLS else len(PREFERRED_PROTOCOLS), p)):
         roles = found[protocol]
         train = roles.get("trainval") or roles.get("train")
@@ -198,7 +199,7 @@ def list_methods(given: argparse.Namespace) -> int:
         print(f"{entry.name}: {entry.title} ({entry.kind}, {entry.family}, {entry.year}); {hyper}\n  {entry.reference}")
     return 0
 
-# %% ../nbs/91_cli.ipynb #57494372
+# %% ../nbs/91_cli.ipynb #71059de7
 THRESHOLDS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)  # of the sweep in counts.csv
 POLICIES = ("peak_or_mean", "mean_std(train)", "fraction(train)", "mean_std(test)", "fraction(test)")  # of `--policies`
 
@@ -206,6 +207,8 @@ POLICIES = ("peak_or_mean", "mean_std(train)", "fraction(train)", "mean_std(test
 def _run(given: argparse.Namespace) -> Any:
     from irstd_nb.data.samples import open_dataset
     from irstd_nb.training.runs import Run
+    if _is_detector(given.method):
+        from irstd_nb.training.detectors import DetectorRun as Run
     dataset = open_dataset(given.folder)
     lists = choose_lists(dataset.splits) or (None, None)
     train, test = getattr(given, "train", None) or lists[0], given.test or lists[1]
@@ -218,11 +221,18 @@ def _run(given: argparse.Namespace) -> Any:
                hyper=hyper, recipe=settings(getattr(given, "recipe", [])), decision=given.decision, seed=getattr(given, "seed", 0))
 
 
+def _is_detector(method: str) -> bool:
+    from irstd_nb.methods.registry import find_method
+    return find_method(method).task == "boxes"
+
+
 def train(given: argparse.Namespace) -> int:
     "Train a network, or go on with an interrupted training, then measure it on the test list."
     from irstd_nb.training.machine import Machine
     from irstd_nb.training.train import train_run
     run, out = _run(given), _results_folder(given.out)
+    if _is_detector(given.method):
+        from irstd_nb.training.detectors import train_detector as train_run
     record = train_run(run, out, out / "unfinished", Machine.from_environment())
     if "machine" in record:  # not that of a run that was finished before
         write_json(out / "machine.json", record["machine"])
@@ -248,6 +258,8 @@ def _measure(run: Any, out: Path, given: argparse.Namespace, trained: Path | str
     from irstd_nb.training.evaluation import evaluate_run
     if find_method(run.method).kind == "network" and trained is None:
         raise UserError(run.method, "is a network and needs weights", "name the folder that `irstd train` wrote: --trained FOLDER")
+    if _is_detector(run.method):
+        return _measure_boxes(run, out, trained)
     scores = getattr(given, "scores", None)
     metrics = evaluate_run(run, out, trained, () if getattr(given, "no_sweep", False) else THRESHOLDS, scores=scores and _results_folder(scores),
                            jobs=_jobs(run, getattr(given, "jobs", None)), policies=POLICIES if getattr(given, "policies", False) else (),
@@ -258,6 +270,18 @@ def _measure(run: Any, out: Path, given: argparse.Namespace, trained: Path | str
     for name in ("iou", "niou", "precision", "recall", "f1", "pd", "fa"):
         print(f"  {name:9} {'undefined' if metrics[name] != metrics[name] else format(metrics[name], '.4g' if name == 'fa' else '.4f')}")
     for id, reason in record.get("failed", {}).items():
+        print(f"  left out: {id} ({reason})")
+    print(f"  written to {out}")
+    return 0
+
+
+def _measure_boxes(run: Any, out: Path, trained: Path | str) -> int:
+    from irstd_nb.training.detectors import evaluate_detector
+    metrics = evaluate_detector(run, out, trained, timed=True)
+    print(f"{run.id}, list {run.test}, native size: {metrics['n_images']} images, {metrics['n_targets']} targets, {metrics['n_detections']} boxes")
+    for name in ("mAP07", "recall07", "mAP12", "recall12", "ap50", "ap75"):
+        print(f"  {name:9} {'undefined' if metrics[name] != metrics[name] else format(metrics[name], '.4f')}")
+    for id, reason in read_json(out / "run.json").get("failed", {}).items():
         print(f"  left out: {id} ({reason})")
     print(f"  written to {out}")
     return 0

@@ -12,7 +12,7 @@ NARROW = {  # for networks without a `lite` version of their own
     "tbcnet": {"widths": [8, 16, 32, 64]},
     "uiunet": {"width": 8},
 }
-NETWORKS = [entry.name for entry in methods("network")]
+NETWORKS = [entry.name for entry in methods("network") if entry.task == "mask"]
 
 
 def narrow(name):

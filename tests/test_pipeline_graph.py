@@ -55,7 +55,7 @@ def inside(path, folder):
 def used_modules(name):
     "Files of the package that a stage executes: what its notebook imports, and its method."
     start = imported(code(source_notebook(name)))
-    entry = {**PARAMS["classical"], **PARAMS["networks"]}.get(command(name)[1].get("key"))
+    entry = {**PARAMS["classical"], **PARAMS["networks"], **PARAMS["parts"]}.get(command(name)[1].get("key"))
     if entry:
         start.add(f"{PACKAGE}.methods.{entry['method']}")
     return {path.relative_to(ROOT).as_posix() for path in map(module_file, closure(start)) if does_something(path)}
@@ -122,7 +122,7 @@ def test_a_stage_that_reads_data_sets_depends_on_their_folders(name):
 
 
 def test_every_run_of_the_registry_names_a_method_that_exists():
-    for name, entry in {**PARAMS["classical"], **PARAMS["networks"]}.items():
+    for name, entry in {**PARAMS["classical"], **PARAMS["networks"], **PARAMS["parts"]}.items():
         assert module_file(f"{PACKAGE}.methods.{entry['method']}"), f"params.yaml: {name} names the unknown method {entry['method']}"
 
 
@@ -137,3 +137,8 @@ def test_the_list_of_a_methods_modules_is_the_closure_of_its_imports(tmp_path):
     for path in list_modules(ROOT / PACKAGE / "methods", tmp_path):
         listed = {line.split("  ")[1] for line in path.read_text(encoding="utf-8").splitlines()}
         assert listed == {name for name in METHODS[path.name] if does_something(ROOT / name) or not name.endswith("__init__.py")}
+
+
+def test_every_part_belongs_to_a_network_of_the_same_method():
+    for name, part in PARAMS["parts"].items():
+        assert PARAMS["networks"].get(part["of"], {}).get("method") == part["method"], f"params.yaml: {name} is a part of {part['of']}, which is no network of {part['method']}"

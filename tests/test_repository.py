@@ -21,7 +21,7 @@ SCRIPTS = Path(sys.executable).parent
 NOTEBOOKS = sorted(path for path in (ROOT / "nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in path.parts)
 PIPELINE = [path for path in NOTEBOOKS if path.parent.name == "pipeline"]
 FLOORS = {"core": 0, "data": 1, "synthesis": 2, "metrics": 2, "layers": 3, "methods": 4, "training": 5, "reporting": 6}  # the rest: 7
-PICTURES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".gif", ".webp", ".npz", ".npy"}
+PICTURES = {".png", ".svg", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".gif", ".webp", ".npz", ".npy"}
 
 
 def names(paths, root=ROOT):
@@ -233,7 +233,7 @@ def allowed(path):
     if parts[0] == "reports":  # reports/<profile>/<paper>/figures/NAME.png draws the data set that params.yaml gives NAME
         params = load_params(ROOT / "params.yaml")
         drawn = params["figures"].get(path.stem.split(".")[0])
-        return bool(drawn) and record(ROOT / params["datasets"][drawn["dataset"]]["folder"] / "x", "dataset.json").get("redistributable") is True
+        return bool(drawn) and ("dataset" not in drawn or record(ROOT / params["datasets"][drawn["dataset"]]["folder"] / "x", "dataset.json").get("redistributable") is True)
     return False
 
 

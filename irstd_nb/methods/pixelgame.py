@@ -120,7 +120,7 @@ def mean_logit(a: Tensor,       # logits of one player
     rest = torch.exp(-high)                                                             # every term below is divided by e**high
     return sign * torch.log1p(2 * torch.tanh((low + high) / 2) * (torch.exp(low) + rest) / (2 * rest + 1 + torch.exp(low - high)))
 
-# %% ../../nbs/methods/39_pixelgame.ipynb #1c8f5066
+# %% ../../nbs/methods/39_pixelgame.ipynb #b63306af
 class PixelGame(nn.Module):
     "The players of PixelGame and their mean (Zhou et al., 2022, Fig. 5, Algorithm 1). Each player is a network of its own: `network.fns(image)`."
 
@@ -137,6 +137,14 @@ class PixelGame(nn.Module):
         first, second = self.fns(image), self.fps(image)
         both = mean_logit(first, second)
         return (both, first, second) if self.training else both
+
+    def shown_maps(self,
+                   image: Tensor,               # 1×1×H×W float32 in [0, 1]
+                   ) -> dict[str, Tensor]:      # H×W each, 0 and more: "fns.x2" ... "fns.x5", "fps.m2" ... "fps.m6"
+        "What figures show of the maps within: the most responsive channel of the FNs-player's layers (Fig. 2) and of the FPs-player's attention (Fig. 6)."
+        wanted = [(name, player, kind) for name, player, kind in (("fns", self.fns, "x"), ("fps", self.fps, "m")) if player is not None]
+        found = {f"{name}.{key}": maps[0] for name, player, kind in wanted for key, maps in feature_maps(player, image).items() if key[0] == kind and key != "x1"}
+        return {name: channels[channels.amax((1, 2)).argmax()].clamp(min=0) for name, channels in sorted(found.items())}
 
 # %% ../../nbs/methods/39_pixelgame.ipynb #5b149133
 def feature_maps(player: FDCN,

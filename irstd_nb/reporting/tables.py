@@ -23,9 +23,9 @@ from ..metrics.summary import METRICS
 from .published import PAPERS, published
 from .runs import Run, data_label, is_simulated, provenance, read_seeds
 
-# %% ../../nbs/reporting/02_tables.ipynb #0f70aa83
-UNITS = {"_pct": 1e2, "_ppm": 1e6, "_m": 1e-6}  # suffix of a published metric -> factor from our unit to the published one
-HEADINGS = {"iou": "IoU", "miou": "mIoU", "niou": "nIoU", "f1": "F1", "pd": "Pd", "fa": "Fa", "params": "Parameters"}
+# %% ../../nbs/reporting/02_tables.ipynb #3ca6c2dc
+UNITS = {"_pct": 1e2, "_ppm": 1e6, "_m": 1e-6, "gflops": 1e-9, "gmacs": 1e-9}  # end of a published metric's name -> factor from our unit to the published one
+HEADINGS = {"iou": "IoU", "miou": "mIoU", "niou": "nIoU", "f1": "F1", "pd": "Pd", "fa": "Fa", "params": "Parameters", "gflops": "FLOPs", "gmacs": "Multiply-adds"}
 
 
 def unit(metric: str) -> float:
@@ -35,16 +35,16 @@ def unit(metric: str) -> float:
 
 def heading(metric: str) -> str:
     "How a table's head names a published metric, e.g. `Fa (10⁻⁶)`."
-    stem = next((metric.removesuffix(suffix) for suffix in UNITS if metric.endswith(suffix)), metric)
+    stem = next((metric.removesuffix(suffix) for suffix in UNITS if suffix.startswith("_") and metric.endswith(suffix)), metric)
     name = HEADINGS.get(stem, stem.replace("_", " ").capitalize())
-    return name + {1e2: " (%)", 1e6: " (10⁻⁶)", 1e-6: " (M)"}.get(unit(metric), "")
+    return name + {1e2: " (%)", 1e6: " (10⁻⁶)", 1e-6: " (M)", 1e-9: " (G)"}.get(unit(metric), "")
 
 
 def digits(metric: str) -> int:
-    "Decimal places in print: three for fractions, two for percent and millions, one for parts per million."
-    return {1e2: 2, 1e6: 1, 1e-6: 2}.get(unit(metric), 3)
+    "Decimal places in print: three for fractions, two for percent, millions and thousand millions, one for parts per million."
+    return {1e2: 2, 1e6: 1, 1e-6: 2, 1e-9: 2}.get(unit(metric), 3)
 
-# %% ../../nbs/reporting/02_tables.ipynb #798089c4
+# %% ../../nbs/reporting/02_tables.ipynb #c6d60d71
 def comparison(spec: Mapping[str, Any],   # an entry of `tables` in params.yaml
                runs: Path | str,          # the profile's runs, e.g. runs/quick
                ) -> pd.DataFrame:         # row, dataset, metric, published, ours, sd, over, low, high, difference, seeds
@@ -56,7 +56,7 @@ def comparison(spec: Mapping[str, Any],   # an entry of `tables` in params.yaml
         if not any(seeds.values()):
             raise UserError(Path(runs) / run, f"holds no finished run for the row {row}", "make it with `dvc repro`, or take the row out of params.yaml")
         for dataset in spec["datasets"]:
-            for metric, name in spec["columns"].items():
+            for metric, name in {**spec["columns"], **spec.get("beside", {})}.items():
                 ours = [value * unit(metric) for run in seeds[dataset] if (value := _value(run, name)) is not None]
                 mean = float(np.mean(ours)) if ours else math.nan
                 printed = values.get((row, dataset, metric), math.nan)
@@ -66,10 +66,13 @@ def comparison(spec: Mapping[str, Any],   # an entry of `tables` in params.yaml
 
 
 def _value(run: Run, name: str) -> float | None:
-    known = run.record | run.metrics  # parameters are part of the record
-    if name not in known:
-        raise unknown_name(f"metric of {run.folder}", name, known)
-    return known[name]
+    "A metric, or an entry of the record: parameters, for example, or `published_cost.macs`."
+    found: Any = run.record | run.metrics
+    for key in name.split("."):
+        if not isinstance(found, Mapping) or key not in found:
+            raise unknown_name(f"metric of {run.folder}", name, found if isinstance(found, Mapping) else ())
+        found = found[key]
+    return found
 
 
 def _spread(ours: list[float], runs: list[Run], metric: str, name: str) -> dict[str, Any]:
@@ -90,7 +93,7 @@ def _published(spec: Mapping[str, Any]) -> dict[tuple[str, str, str], float]:
                 raise unknown_name(f"{kind} of {spec['paper']} table {spec['table']}", name, set(known))
     return {(line.row, line.dataset, line.metric): line.value for line in frame.itertuples()}
 
-# %% ../../nbs/reporting/02_tables.ipynb #52d25bc6
+# %% ../../nbs/reporting/02_tables.ipynb #bbbcd302
 def caption(spec: Mapping[str, Any], runs: Path | str,
             frame: pd.DataFrame,  # of `comparison`
             ) -> str:
@@ -102,7 +105,8 @@ def caption(spec: Mapping[str, Any], runs: Path | str,
     profiles = sorted({str(run.record.get("profile", "?")) for run in found})
     seeds = len({run.seed for run in found})
     text = (f"{title}, Table {spec['table']}{': ' + spec['caption'] if spec.get('caption') else ''} ({len(spec['rows'])} of {everyone.row.nunique()} rows). "
-            f"Ours, the published value in brackets, and the difference. Profile {', '.join(profiles)}; {'; '.join(data)}; {seeds} seed{'' if seeds == 1 else 's'}.{_meaning(frame)}{_networks(spec, found)}")
+            f"Ours, the published value in brackets, and the difference. Profile {', '.join(profiles)}; {'; '.join(data)}; {seeds} seed{'' if seeds == 1 else 's'}.{_meaning(frame)}{_networks(spec, found)}"
+            + (f" {spec['note']}" if spec.get("note") else ""))
     where = "Simulated data" if all(map(is_simulated, found)) else "Where the data are simulated"
     return text + (f" {where}: the differences do not measure how well the published values are reproduced." if any(map(is_simulated, found)) else "")
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Evaluation', 'evaluate', 'evaluate_run', 'examples_folder']
 
-# %% ../../nbs/training/05_evaluation.ipynb #39d75ad4
+# %% ../../nbs/training/05_evaluation.ipynb #72c798ec
 import dataclasses
 import sys
 import time
@@ -25,7 +25,7 @@ from ..core.files import read_json, write_csv, write_json, write_text
 from ..core.images import write_png
 from ..data.memory import Memory, load_memory
 from ..data.samples import Dataset, open_dataset
-from ..methods.registry import find_method
+from ..methods.registry import find_method, hyper_parameters
 from ..metrics.counts import Counts, count, sweep
 from ..metrics.curves import PixelScores
 from ..metrics.decision import decide, threshold
@@ -34,7 +34,7 @@ from ..metrics.soft import SOFT, SoftCounts, soft_count
 from ..metrics.summary import METRICS, summary
 from .inference import Scorer
 from .machine import Machine, machine_record, versions
-from .runs import Run, build_scorer, describe_data, describe_run
+from .runs import Run, build_network, build_scorer, cost, describe_data, describe_run, parameters
 
 # %% ../../nbs/training/05_evaluation.ipynb #b17f2526
 @dataclass(frozen=True)
@@ -108,12 +108,13 @@ def _measure(score: Scorer, image: np.ndarray, mask: np.ndarray, decision: str, 
     except Exception as error:  # whatever a method does to one image must not cost the others
         return str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
 
-# %% ../../nbs/training/05_evaluation.ipynb #a240d9ea
+# %% ../../nbs/training/05_evaluation.ipynb #4397b7b4
 def evaluate_run(run: Run,
                  out: Path | str,                       # receives counts.csv, metrics.json, run.json, examples/
                  trained: Path | str | None = None,     # folder of train_run (networks)
                  thresholds: Sequence[float] = (),      # of the sweep
                  examples: int = 0,                     # score maps of the first test images, kept for figures
+                 features: int = 0,                     # of so many test images, what the network shows of its inside: features/
                  limit: int | None = None,              # measure only the first images (profile smoke)
                  scores: Path | str | None = None,      # folder that receives every score map as a 16-bit PNG, for `irstd score`
                  jobs: int | None = None,               # processes of a classical method, see `evaluate`
@@ -143,6 +144,11 @@ def evaluate_run(run: Run,
         chosen[own] = choose({rule: result.rules[rule] for rule in candidates(own)})
         result = dataclasses.replace(result, decided=result.rules[chosen[own]])
     record = describe_run(run, entry, dataset) if classical else _trained_record(run, dataset, Path(trained))
+    if not classical:
+        network = build_network(run, trained)
+        record |= {"parameters": parameters(network), "cost": cost(network), "published_cost": cost(entry.build(entry.hyper()))}
+        if features:
+            record["features"] = _keep_features(network, images, out / examples_folder(dataset).replace("examples", "features"), features)
     record["images"] = record.get("images", {}) | {"test": len(images)}
     record |= {"decision": own} | ({"learned_on": learn} if learn is not None and learned else {}) | ({"rule": chosen[own]} if own in chosen else {}) | ({"failed": result.failed} if result.failed else {})
     metrics = result.metrics()
@@ -183,10 +189,22 @@ def _write_map(path: Path, score: np.ndarray, levels: type) -> None:
     write_png(path, np.ceil(score.clip(0, 1).astype(np.float64) * np.iinfo(levels).max - 0.5).astype(levels))
 
 
+def _keep_features(network: torch.nn.Module, images: Memory, folder: Path, count: int) -> list[str]:
+    "Maps that a network shows of its inside (`shown_maps`), side by side in one gray picture an image, each divided by its maximum; their names, none if it shows nothing."
+    names: list[str] = []
+    for i in range(min(count, len(images)) if hasattr(network, "shown_maps") else 0):
+        maps = network.shown_maps(torch.from_numpy(np.ascontiguousarray(images.image(i)))[None, None])
+        names = list(maps)
+        _write_map(folder / f"{images.ids[i]}.png", np.concatenate([(m / m.max().clamp(min=1e-6)).numpy() for m in maps.values()], axis=1), np.uint8)
+    return names
+
+
 def _trained_record(run: Run, dataset: Dataset, trained: Path) -> dict[str, Any]:
     "The record of the training, without its machine; weights that are measured on other data say what they were trained on."
     record = read_json(trained / "run.json")
     record.pop("machine", None)
+    if run.whole:
+        record |= {"id": run.id, "run": run.name, "part_of": record["run"], "hyper": dataclasses.asdict(hyper_parameters(find_method(run.method), run.hyper))}
     if (record["data"]["manifest"], record["data"]["test"]) == (dataset.manifest_hash, run.test):
         return record
     return record | {"id": run.id, "run": run.name, "dataset": run.dataset, "profile": run.profile,

@@ -23,11 +23,12 @@ OBJECTIVES: dict[str, Callable[..., Objective | Sequence[Turn]]] = {
     "sensitivity_specificity": sensitivity_specificity_objective, "game": game, "mdvsfa": mdvsfa_turns, "decoupled": decoupled_objective,
     "variants": variants_objective}
 
-# %% ../../nbs/training/08_named.ipynb #a11e3122
+# %% ../../nbs/training/08_named.ipynb #5c063863
 def find_objective(text: str,                         # "soft_iou", "soft_iou(reduce=image)", …
+                   known: Mapping[str, Callable[..., Objective | Sequence[Turn]]] = OBJECTIVES,
                    ) -> Objective | Sequence[Turn]:   # what irstd_nb.training.engine.fit makes small
     "The objective that a text names, with its arguments; a text that names none raises a `UserError` with the nearest names."
-    return _called("objective", text, OBJECTIVES)
+    return _called("objective", text, known)
 
 
 def find_arrangement(text: str,         # "together", "shuffled(parts=noise, alpha=0.2)", …; empty: images as they are
