@@ -168,11 +168,11 @@ def test_every_library_that_the_package_imports_is_a_declared_dependency():
     always, extra = ({re.match(r"[\w.-]+", line)[0].lower().replace("_", "-") for line in required if wanted(line)}
                      for wanted in (lambda line: "extra ==" not in line, lambda line: "extra ==" in line and "pipeline" in line))
     assert {"torch", "numpy"} <= always and "papermill" in extra
-    onnx = {"onnx", "onnxruntime"}  # an extra; the check of networks that uses it is skipped without
-    assert onnx <= {re.match(r"[\w.-]+", line)[0] for line in required if "extra ==" in line}
+    optional = {f"{PACKAGE}.training.checks": {"onnx", "onnxruntime"}, f"{PACKAGE}.training.recipe": {"dadaptation"}}  # extras; what uses them says so without
+    assert set().union(*optional.values()) <= {re.match(r"[\w.-]+", line)[0] for line in required if "extra ==" in line}
     undeclared = []
     for name, path in modules().items():
-        allowed = always | (extra | {"nbformat"} if name == f"{PACKAGE}.nbrun" else onnx if name == f"{PACKAGE}.training.checks" else set())  # papermill brings nbformat
+        allowed = always | (extra | {"nbformat"} if name == f"{PACKAGE}.nbrun" else optional.get(name, set()))  # papermill brings nbformat
         for other in {other.split(".")[0] for other in absolute(path.read_text(encoding="utf-8"), name.rpartition(".")[0])}:
             sources = {source.lower().replace("_", "-") for source in known.get(other, [other])}
             if other not in sys.stdlib_module_names and other != PACKAGE and not sources & allowed:
