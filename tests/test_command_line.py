@@ -17,7 +17,7 @@ from irstd_nb.core.params import load_params
 from irstd_nb.data.samples import open_dataset, write_dataset
 
 VERBS = [[], ["data"], ["data", "list"], ["data", "import"], ["data", "download"], ["data", "check"], ["data", "statistics"],
-         ["data", "simulate"], ["data", "sirst5k"], ["data", "densify"], ["data", "sky"], ["methods"], ["train"], ["evaluate"], ["score"], ["compare"]]
+         ["data", "simulate"], ["data", "sirst5k"], ["data", "densify"], ["data", "sky"], ["methods"], ["train"], ["evaluate"], ["predict"], ["score"], ["compare"]]
 SMALL = ["--hyper", "widths=[4,8,16]", "blocks=1", "--recipe", "crop=32", "batch=2", "epochs=1"]  # trains in a moment, should a mistake go unseen
 
 
@@ -225,6 +225,18 @@ def test_trained_weights_are_measured_with_the_hyper_parameters_that_they_were_t
     assert main(["evaluate", "acm", "set", "--out", "again", "--trained", "out"]) == 0
     assert capsys.readouterr().out.splitlines()[:-1] == trained[:-1]
     assert (outside / "again/metrics.json").read_bytes() == (outside / "out/metrics.json").read_bytes()
+
+
+def test_a_folder_of_images_is_searched_with_a_classical_method_and_with_trained_weights(outside, capsys):
+    (outside / "set/images/broken.png").write_bytes(b"no image")
+    assert main(["predict", "set/images", "-m", "tophat", "-o", "found", "--jobs", "1"]) == 1
+    said = capsys.readouterr()
+    assert said.out.startswith("8 images, ") and said.err.startswith("left out: broken (") and "Traceback" not in said.err
+    assert {path.name for path in (outside / "found").iterdir()} == {"masks", "scores", "overlays", "detections.csv", "boxes.json", "predict.json"}
+    assert main(["score", "found/scores", "set", "--list", "test", "--rule", "fraction(0.5)"]) == 0
+    assert main(TRAIN) == 0
+    assert main(["predict", "set/images/im_0.png", "-m", "out", "-o", "mine", "--write"]) == 0
+    assert json.loads((outside / "mine/predict.json").read_text())["hyper"]["widths"] == [4, 8, 16] and not (outside / "mine/masks").exists()
 
 
 def test_check_of_a_sound_folder_is_good(outside, capsys):
