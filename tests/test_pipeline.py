@@ -119,11 +119,9 @@ def test_git_sees_reports_and_runs_but_no_working_file(first):
     assert names and all(name.startswith(("runs/smoke/", "reports/")) or name == "dvc.lock" for name in names), names
 
 
-def test_a_second_repro_runs_nothing_within_seconds(first):
+def test_a_second_repro_runs_nothing(first):
     clone, _, made = first
-    start = time.perf_counter()
-    assert repro(clone) == []
-    assert time.perf_counter() - start < 20 and results(clone) == made
+    assert repro(clone) == [] and results(clone) == made
 
 
 def test_outputs_saved_in_a_pipeline_notebook_run_no_stage_but_the_stripping_one(first):
