@@ -230,6 +230,8 @@ def allowed(path):
         return parts[1] != "real" and record(path, "dataset.json").get("redistributable") is True
     if parts[0] == "runs":
         return record(path, "run.json").get("data", {}).get("redistributable") is True
+    if parts[:2] == ("reports", "recorded"):
+        return path.stem == "convergence"  # curves of numbers, see irstd_nb.reporting.sirst5k_figures
     if parts[0] == "reports":  # reports/<profile>/<paper>/figures/NAME.png draws the data set that params.yaml gives NAME
         params = load_params(ROOT / "params.yaml")
         drawn = params["figures"].get(path.stem.split(".")[0])
