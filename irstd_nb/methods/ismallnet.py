@@ -133,5 +133,5 @@ METHOD = register(Method(
     reference="Z. Hu, Y. Wang, P. Li, J. Qin, H. Xie, M. Wei, iSmallNet: Densely Nested Network with Label Decoupling for Infrared Small Target Detection, ICASSP 2023",
     papers=("ismallnet",), hyper=ISmallNet, build=ismallnet, decision="fixed(0.5)", stride=16, objective="decoupled",
     recipe={"optimiser": "nesterov", "learning_rate": 0.05, "momentum": 0.9, "weight_decay": 5e-4, "schedule": "linear", "warmup": 0.5, "epochs": 1500, "batch": 16,
-            "long_side": [224, 352], "crop": 256, "flip": True},
+            "crop": 240, "sides": [224, 256, 288, 320, 352]},
     lite={"widths": [8, 8, 16, 24, 32]}))
