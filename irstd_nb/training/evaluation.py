@@ -146,7 +146,7 @@ def evaluate_run(run: Run,
     record = describe_run(run, entry, dataset) if classical else _trained_record(run, dataset, Path(trained))
     if not classical:
         network = build_network(run, trained)
-        record |= {"parameters": parameters(network), "cost": cost(network), "published_cost": cost(entry.build(entry.hyper()))}
+        record |= {"parameters": parameters(network), "cost": cost(network), "published_cost": cost(entry.build(hyper_parameters(entry, run.full_hyper)))}
         if features:
             record["features"] = _keep_features(network, images, out / examples_folder(dataset).replace("examples", "features"), features)
     record["images"] = record.get("images", {}) | {"test": len(images)}

@@ -35,6 +35,7 @@ class Run:
     test: str = "test"           # split that is measured
     extra: Path | str | None = None  # folder of synthesised images that are added to the training split
     hyper: Mapping[str, Any] = field(default_factory=dict)    # hyper-parameters that differ from the published ones
+    full_hyper: Mapping[str, Any] = field(default_factory=dict)  # the same before a profile made the network small: what its published cost is counted with
     recipe: Mapping[str, Any] = field(default_factory=dict)   # recipe entries that differ from the published ones
     decision: str = ""           # rule or policy in place of the method's own, see irstd_nb.metrics.policies
     seed: int = 0
@@ -72,8 +73,9 @@ def planned_runs(params: Mapping[str, Any],  # params.yaml
         place = lookup(params, "datasets", dataset)
         extra = Path(root, "work", profile_name, "sets", place["extra"]) if network and place.get("extra") and profile["synthesised"] else None
         for seed in profile["seeds"] if network else [0]:
+            own, part_hyper = plan.get("hyper", {}), part["hyper"] if part else {}
             runs.append(Run(name=name, method=plan["method"], dataset=dataset, folder=Path(root, place["folder"]), train=place["train"], test=place["test"],
-                            extra=extra, hyper={**plan.get("hyper", {}), **lite.get("hyper", {}), **(part["hyper"] if part else {})}, whole=part["of"] if part else "",
+                            extra=extra, hyper={**own, **lite.get("hyper", {}), **part_hyper}, full_hyper={**own, **part_hyper}, whole=part["of"] if part else "",
                             recipe={**profile.get("recipe", {}), **plan.get("recipe", {}), **lite.get("recipe", {})} if network else {},
                             decision=plan.get("decision", ""), seed=seed, profile=profile_name))
     return runs
