@@ -17,7 +17,7 @@ from imports import ROOT
 from irstd_nb.core.params import load_params, set_entry
 
 TABLES, FIGURES = "reports/smoke/pixelgame/tables", "reports/smoke/pixelgame/figures"
-AFTER_ACM = ["evaluate@acm", "tables@pixelgame", "tables@sirst5k", "tables@ismallnet", "figures@pixelgame", "figures@sirst5k", "report"]
+AFTER_ACM = ["evaluate@acm", "tables@pixelgame", "tables@sirst5k", "tables@ismallnet", "tables@bafe", "figures@pixelgame", "figures@sirst5k", "figures@ismallnet", "figures@bafe", "report"]
 SECOND = ("acm", "ismallnet", "mdvsfa", "pixelgame", "aff-unet-s3"), ("pixelgame-fns",), ("tophat", "pstnn", "tllcm")  # networks, parts and classical methods of the second clone
 pytestmark = pytest.mark.skipif(not (ROOT / ".git").exists(), reason="this copy is not a git repository")
 
@@ -94,7 +94,8 @@ def test_every_stage_runs_and_every_report_is_made(first):
     params = load_params(clone / "params.yaml")
     papers = {spec["paper"] for spec in params["tables"].values()}
     assert sorted(ran) == sorted(["notebooks", "code", "report", *(f"figures@{paper}" for paper in {spec["paper"] for spec in params["figures"].values()}), *(f"tables@{paper}" for paper in papers), *(f"synthesize@{key}" for key in params["synthesis"]),
-                                  *(f"{stage}@{key}" for key in params["networks"] for stage in ("train", "evaluate")), *(f"measure@{key}" for key in params["classical"]), *(f"part@{key}" for key in params["parts"])])
+                                  *(f"{stage}@{key}" for key in params["networks"] for stage in ("train", "evaluate")), *(f"measure@{key}" for key in params["classical"]), *(f"part@{key}" for key in params["parts"]), *(f"simulate@{key}" for key in params["simulated"]),
+                                  *(f"{stage}@{key}" for key in params["detectors"] for stage in ("train_boxes", "evaluate_boxes"))])
     assert {f"{TABLES}/pixelgame-VI.{suffix}" for suffix in ("csv", "md", "tex")} <= set(made) and f"{FIGURES}/pixelgame-predictions.png" in made
     page = made["reports/index.html"].decode()
     assert "smoke" in page and str(clone) not in page

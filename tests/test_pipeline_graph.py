@@ -55,7 +55,7 @@ def inside(path, folder):
 def used_modules(name):
     "Files of the package that a stage executes: what its notebook imports, and its method."
     start = imported(code(source_notebook(name)))
-    entry = {**PARAMS["classical"], **PARAMS["networks"], **PARAMS["parts"]}.get(command(name)[1].get("key"))
+    entry = {**PARAMS["classical"], **PARAMS["networks"], **PARAMS["parts"], **PARAMS["detectors"]}.get(command(name)[1].get("key"))
     if entry:
         start.add(f"{PACKAGE}.methods.{entry['method']}")
     return {path.relative_to(ROOT).as_posix() for path in map(module_file, closure(start)) if does_something(path)}
@@ -110,19 +110,20 @@ def test_a_stage_writes_where_its_outputs_are_declared_and_reads_what_it_depends
 @each_stage
 def test_a_stage_tracks_only_single_entries_of_params_yaml(name):
     keys = tracked_params(name)
-    assert keys and not {"networks", "classical", "profiles", "synthesis"} & set(keys), f"{name} would run again for every entry of {keys}"
+    assert keys and not {"networks", "classical", "detectors", "profiles", "box_profiles", "synthesis", "simulated"} & set(keys), f"{name} would run again for every entry of {keys}"
     if "key" in (given := command(name)[1]):
         assert any(key.endswith(f".{given['key']}") for key in keys), f"{name} does not track its own entry"
 
 
-@pytest.mark.parametrize("name", [name for name in NOTEBOOK_STAGES if "datasets" in tracked_params(name)])
+@pytest.mark.parametrize("name", [name for name in NOTEBOOK_STAGES if {"datasets", "box_datasets"} & set(tracked_params(name))])
 def test_a_stage_that_reads_data_sets_depends_on_their_folders(name):
-    missing = [entry["folder"] for entry in PARAMS["datasets"].values() if entry["folder"] not in dependencies(name)]
+    read = [kind for kind in ("datasets", "box_datasets") if kind in tracked_params(name)]
+    missing = [entry["folder"] for kind in read for entry in PARAMS[kind].values() if entry["folder"] not in dependencies(name)]
     assert not missing, f"dvc.yaml: add to the deps of {name}: {', '.join(missing)}"
 
 
 def test_every_run_of_the_registry_names_a_method_that_exists():
-    for name, entry in {**PARAMS["classical"], **PARAMS["networks"], **PARAMS["parts"]}.items():
+    for name, entry in {**PARAMS["classical"], **PARAMS["networks"], **PARAMS["parts"], **PARAMS["detectors"]}.items():
         assert module_file(f"{PACKAGE}.methods.{entry['method']}"), f"params.yaml: {name} names the unknown method {entry['method']}"
 
 
@@ -142,3 +143,10 @@ def test_the_list_of_a_methods_modules_is_the_closure_of_its_imports(tmp_path):
 def test_every_part_belongs_to_a_network_of_the_same_method():
     for name, part in PARAMS["parts"].items():
         assert PARAMS["networks"].get(part["of"], {}).get("method") == part["method"], f"params.yaml: {name} is a part of {part['of']}, which is no network of {part['method']}"
+
+
+def test_no_two_entries_share_a_name_and_every_row_of_a_table_is_made():
+    kinds = [set(PARAMS[kind]) for kind in ("classical", "networks", "parts", "detectors")]
+    assert len(set.union(*kinds)) == sum(map(len, kinds)), "two runs would be written into one folder"
+    made = {name for spec in PARAMS["tables"].values() for name in spec["rows"].values()}
+    assert made <= set.union(*kinds) and set(PARAMS["detectors"]) <= made

@@ -235,7 +235,10 @@ def allowed(path):
     if parts[0] == "reports":  # reports/<profile>/<paper>/figures/NAME.png draws the data set that params.yaml gives NAME
         params = load_params(ROOT / "params.yaml")
         drawn = params["figures"].get(path.stem.split(".")[0])
-        return bool(drawn) and ("dataset" not in drawn or record(ROOT / params["datasets"][drawn["dataset"]]["folder"] / "x", "dataset.json").get("redistributable") is True)
+        if not drawn or "dataset" not in drawn:
+            return bool(drawn)
+        folder = (params["datasets"] | params["box_datasets"])[drawn["dataset"]]["folder"]
+        return folder.startswith("work/simulated/") or record(ROOT / folder / "x", "dataset.json").get("redistributable") is True
     return False
 
 

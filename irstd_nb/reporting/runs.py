@@ -46,6 +46,8 @@ class Run:
         if not path.is_file():
             return None
         table = pd.read_csv(path, dtype={"rule": str, "id": str})
+        if "rule" not in table:  # of a detector: boxes, no pixels
+            return None
         return Counts.from_rows(table[table.rule == "decision"].to_dict("records"))
 
 

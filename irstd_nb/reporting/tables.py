@@ -23,9 +23,10 @@ from ..metrics.summary import METRICS
 from .published import PAPERS, published
 from .runs import Run, data_label, is_simulated, provenance, read_seeds
 
-# %% ../../nbs/reporting/02_tables.ipynb #3ca6c2dc
+# %% ../../nbs/reporting/02_tables.ipynb #f6c9b4b9
 UNITS = {"_pct": 1e2, "_ppm": 1e6, "_m": 1e-6, "gflops": 1e-9, "gmacs": 1e-9}  # end of a published metric's name -> factor from our unit to the published one
-HEADINGS = {"iou": "IoU", "miou": "mIoU", "niou": "nIoU", "f1": "F1", "pd": "Pd", "fa": "Fa", "params": "Parameters", "gflops": "FLOPs", "gmacs": "Multiply-adds"}
+HEADINGS = {"iou": "IoU", "miou": "mIoU", "niou": "nIoU", "f1": "F1", "pd": "Pd", "fa": "Fa", "params": "Parameters", "gflops": "FLOPs", "gmacs": "Multiply-adds",
+            "map07": "mAP07", "map12": "mAP12"}
 
 
 def unit(metric: str) -> float:
@@ -44,7 +45,7 @@ def digits(metric: str) -> int:
     "Decimal places in print: three for fractions, two for percent, millions and thousand millions, one for parts per million."
     return {1e2: 2, 1e6: 1, 1e-6: 2, 1e-9: 2}.get(unit(metric), 3)
 
-# %% ../../nbs/reporting/02_tables.ipynb #c6d60d71
+# %% ../../nbs/reporting/02_tables.ipynb #44fe9c4d
 def comparison(spec: Mapping[str, Any],   # an entry of `tables` in params.yaml
                runs: Path | str,          # the profile's runs, e.g. runs/quick
                ) -> pd.DataFrame:         # row, dataset, metric, published, ours, sd, over, low, high, difference, seeds
@@ -77,8 +78,8 @@ def _value(run: Run, name: str) -> float | None:
 
 def _spread(ours: list[float], runs: list[Run], metric: str, name: str) -> dict[str, Any]:
     "sd, over, low and high of one cell, in the published unit."
-    counts = [run.counts for run in runs]
-    known = name in METRICS and ours and all(c is not None for c in counts)
+    counts = [run.counts for run in runs] if name in METRICS else []  # what is counted in boxes has no interval
+    known = ours and counts and all(c is not None for c in counts)
     interval = bootstrap_seeds(counts, name) if known else Interval(*[math.nan] * 4)
     sd, over = (np.std(ours, ddof=1), "seeds") if len(ours) > 1 else (interval.sd * unit(metric), "images")
     return {"sd": float(sd), "over": "" if math.isnan(sd) else over, "low": interval.low * unit(metric), "high": interval.high * unit(metric)}
