@@ -289,7 +289,8 @@ KINDS: dict[str, Callable[..., Path]] = {  # `kind` of an entry of `figures` -> 
 ARMS = {"plain": "original images", "synthesis": "noise and turned targets, α = 0.1, s = 3", "group": "the same, an image and its variants together, with Eq. 9",
         "noise-0": "original images", **{f"noise-{a}0": f"noise only, α = 0.{a}" for a in range(1, 6)}, **{f"turned-s{s}": f"noise and turned targets, s = {s}" for s in (3, 5, 7, 9)}}
 QUESTIONS = (  # claim, arm that it praises, its rivals, what is compared
-    ("Training converges faster with the synthesis (Fig. 2)", "synthesis", ("plain",), "convergence"),
+    ("Training converges faster with the synthesis (Fig. 2)", "synthesis", ("plain",), "convergence"),  # constant rate
+    ("Training converges faster with the synthesis (Fig. 2)", "turned-s3", ("noise-0",), "convergence"),  # cosine
     ("α = 0.1 is best (Table III)", "noise-10", ("noise-0", "noise-20", "noise-30", "noise-40", "noise-50"), "iou"),
     ("s = 3 is best (Table IV)", "turned-s3", ("turned-s5", "turned-s7", "turned-s9"), "iou"))
 
