@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['PREFERRED_PROTOCOLS', 'THRESHOLDS', 'POLICIES', 'choose_lists', 'data_list', 'data_import', 'data_download',
            'data_check', 'data_simulate', 'data_statistics', 'data_sirst5k', 'data_densify', 'data_sky', 'settings',
-           'list_methods', 'train', 'evaluate', 'predict', 'compare', 'score', 'main']
+           'list_methods', 'train', 'evaluate', 'predict', 'benchmark', 'doctor', 'compare', 'coverage', 'record',
+           'score', 'main']
 
 # %% ../nbs/91_cli.ipynb #c89968a0
 import argparse
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from .core.errors import UserError
-from .core.files import read_json, write_json, write_text
+from .core.files import read_json, write_csv, write_json, write_text
 from .core.params import load_params, project_root, set_entry
 
 # %% ../nbs/91_cli.ipynb #b952ef09
@@ -60,7 +61,11 @@ def _adopt(dataset: Any, keep_params: bool) -> None:
     print(f"{dataset.name}: {counts['images']} images, {counts['targets']} targets, lists {', '.join(dataset.splits)}\n  in {dataset.root}")
     for note in dataset.info.get("notes", []):
         print(f"  note: {note}")
-    if keep_params or root is None or dataset.name not in load_params(root / "params.yaml").get("datasets", {}):
+    if keep_params or root is None:
+        return
+    params = load_params(root / "params.yaml")
+    kind = next((kind for kind in ("datasets", "box_datasets") if dataset.name in params.get(kind, {})), None)
+    if kind is None:
         return
     lists = choose_lists(dataset.splits)
     if lists is None:
@@ -69,7 +74,7 @@ def _adopt(dataset: Any, keep_params: bool) -> None:
         print("  params.yaml is unchanged: the set lies outside the clone")
     else:
         folder = dataset.root.resolve().relative_to(root).as_posix()
-        set_entry(root / "params.yaml", ["datasets", dataset.name], {"folder": folder, "train": lists[0], "test": lists[1]})
+        set_entry(root / "params.yaml", [kind, dataset.name], {"folder": folder, "train": lists[0], "test": lists[1]})
         print(f"  params.yaml: {dataset.name} is now {folder}, trained on {lists[0]}, tested on {lists[1]}; next: dvc repro\n"
               f"  back to the simulated set: git checkout params.yaml")
 
@@ -199,7 +204,7 @@ def list_methods(given: argparse.Namespace) -> int:
         print(f"{entry.name}: {entry.title} ({entry.kind}, {entry.family}, {entry.year}); {hyper}\n  {entry.reference}")
     return 0
 
-# %% ../nbs/91_cli.ipynb #71059de7
+# %% ../nbs/91_cli.ipynb #9fbd84bd
 THRESHOLDS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)  # of the sweep in counts.csv
 POLICIES = ("peak_or_mean", "mean_std(train)", "fraction(train)", "mean_std(test)", "fraction(test)")  # of `--policies`
 
@@ -297,12 +302,37 @@ def predict(given: argparse.Namespace) -> int:
     "Detect targets in your own images: masks, score maps, boxes and pictures of them."
     from irstd_nb.training.predict import find_images, predict_files
     out, files = _results_folder(given.out), find_images(given.images)
-    found = predict_files(files, given.method, out, settings(given.hyper), given.decision, given.write, given.jobs if len(files) >= 16 else 1)
+    found = predict_files(files, given.method, out, settings(given.hyper), given.decision, given.write, given.jobs if len(files) >= 16 else 1, given.tile)
     targets = sum(map(len, found.detections.values()))
     print(f"{len(found.detections)} images, {targets} detections, in {sum(map(bool, found.detections.values()))} images; written to {out}")
+    if found.tiled:
+        print(f"{len(found.tiled)} large image{'s were' if len(found.tiled) > 1 else ' was'} cut into tiles, see predict.json")
     for name, reason in found.failed.items():
         print(f"left out: {name} ({reason})", file=sys.stderr)
     return 1 if found.failed else 0
+
+
+def benchmark(given: argparse.Namespace) -> int:
+    "Measure several methods on one list: accuracy, time and memory, in one table."
+    from irstd_nb.data.samples import open_dataset
+    from irstd_nb.training.benchmark import benchmark as measure
+    from irstd_nb.training.benchmark import markdown
+    dataset, out = open_dataset(given.folder), _results_folder(given.out) if given.out else None
+    test = given.test or (choose_lists(dataset.splits) or (None, None))[1]
+    table = measure(dataset, [name for name in given.methods.split(",") if name], out, test, decision=given.decision)
+    print(markdown(table, f"{dataset.name}, {f'list {test}' if test else 'all images'}"), end="")
+    return int((table.problem != "").any())
+
+
+def doctor(given: argparse.Namespace) -> int:
+    "Say what this installation computes with, what is missing, and what to do about it."
+    from irstd_nb.doctor import doctor as checks
+    from irstd_nb.doctor import exit_status
+    lines = []
+    for line in checks(given.dvc):
+        print(line, flush=True)
+        lines.append(line)
+    return exit_status(lines)
 
 
 def compare(given: argparse.Namespace) -> int:
@@ -312,6 +342,35 @@ def compare(given: argparse.Namespace) -> int:
     profile = load_params(root / "params.yaml")["profile"]
     print(describe(compare_with_committed(root, (f"runs/{profile}", f"reports/{profile}"))))
     return 0
+
+# %% ../nbs/91_cli.ipynb #853cdcb8
+def coverage(given: argparse.Namespace) -> int:
+    "Say how many published numbers have a counterpart of ours, and which rows have none."
+    from irstd_nb.reporting.coverage import coverage as cover
+    from irstd_nb.reporting.coverage import describe
+    root = project_root()
+    params = load_params(root / "params.yaml")
+    frame = cover(params["tables"], root / "runs" / params["profile"], root / "reports/recorded")
+    print(describe(frame))
+    if given.csv:
+        write_csv(given.csv, frame.to_dict("records"))
+    return 0
+
+
+def record(given: argparse.Namespace) -> int:
+    "Keep the numbers of finished runs on real data as records with ids, or check those that there are."
+    from irstd_nb.reporting.record import check_records, record_folders, record_run
+    recorded = project_root() / "reports/recorded"
+    if given.check == bool(given.runs) or (given.place and len(given.runs) != 1):
+        raise UserError("irstd record", "needs folders of finished runs, or --check; --as names the place of one", "e.g. `irstd record work/acm --as acm-nuaa-sirst`, `irstd record --check`")
+    for folder in given.runs:
+        print("{}: {}".format(*record_run(folder, recorded, given.place)))
+    findings = check_records(recorded) if given.check else []
+    for finding in findings:
+        print(finding)
+    if given.check:
+        print(f"{sum(1 for _ in record_folders(recorded))} records, " + (f"{len(findings)} finding{'s' * (len(findings) != 1)}" if findings else "all as their ids and counts say"))
+    return int(bool(findings))
 
 # %% ../nbs/91_cli.ipynb #26128216
 def score(given: argparse.Namespace) -> int:
@@ -332,7 +391,7 @@ def _presets() -> str:
     from irstd_nb.metrics.protocols import PROTOCOLS
     return "presets:\n" + "\n".join(f"  {name:11} {protocol.title}" for name, protocol in PROTOCOLS.items())
 
-# %% ../nbs/91_cli.ipynb #64c5c01e
+# %% ../nbs/91_cli.ipynb #000c413a
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="irstd", description="Infrared small-target detection made reproducible.")
     verbs = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
@@ -362,7 +421,19 @@ def _parser() -> argparse.ArgumentParser:
             verb.add_argument("--scores", metavar="FOLDER", help="write every score map as a 16-bit PNG, e.g. for `irstd score`")
     _predict_verb(_verb(verbs, "predict", predict))
     _score_verb(_verb(verbs, "score", score))
+    verb = _verb(verbs, "benchmark", benchmark)
+    verb.add_argument("folder", metavar="DATA", help="data set folder, see `irstd data`")
+    verb.add_argument("-m", "--methods", required=True, metavar="A,B,C", help="classical methods, and folders that `irstd train` wrote")
+    verb.add_argument("-o", "--out", metavar="FOLDER", help="receives benchmark.csv, benchmark.md and rows/; finished rows are not measured again")
+    verb.add_argument("--test", metavar="LIST", help="list that is measured; default: of the commonest protocol")
+    verb.add_argument("--decision", default="", metavar="RULE", help="one rule for all, in place of each method's own")
     _verb(verbs, "compare", compare)
+    _verb(verbs, "coverage", coverage).add_argument("--csv", metavar="FILE", help="write every published number with what stands beside it")
+    keep = _verb(verbs, "record", record)
+    keep.add_argument("runs", nargs="*", metavar="RUN", help="folder of a finished run; one below reports/recorded just receives its id")
+    keep.add_argument("--as", dest="place", metavar="NAME", help="place below reports/recorded; default: RUN/DATA SET/sSEED")
+    keep.add_argument("--check", action="store_true", help="compute all ids and metrics again; exit status 1 if something does not fit")
+    _verb(verbs, "doctor", doctor).add_argument("--dvc", action="store_true", help="also ask DVC what is out of date")
     return parser
 
 
@@ -371,13 +442,14 @@ def _verb(verbs: Any, name: str, action: Any) -> argparse.ArgumentParser:
     verb.set_defaults(action=action)
     return verb
 
-# %% ../nbs/91_cli.ipynb #c0368505
+# %% ../nbs/91_cli.ipynb #580e9eea
 def _predict_verb(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("images", nargs="+", help="image files, or folders of them: PNG, BMP, TIFF or JPEG, 8 or 16 bit")
     verb.add_argument("-m", "--method", required=True, help="a classical method, see `irstd methods`; or the folder that `irstd train` wrote")
     verb.add_argument("-o", "--out", required=True, metavar="FOLDER", help="receives detections.csv, boxes.json, predict.json and the pictures")
     verb.add_argument("--decision", default="", metavar="RULE", help="in place of the method's own, e.g. 'mean_std(8)' or 'fixed(0.3)'")
     verb.add_argument("--hyper", nargs="*", default=[], metavar="NAME=VALUE", help="hyper-parameters that differ from the published ones")
+    verb.add_argument("--tile", type=int, metavar="SIDE", help="cut larger images into tiles of this side in pixels; 0: never; default: networks above 4 million pixels, tiles of 1024")
     verb.add_argument("--write", nargs="*", default=["masks", "scores", "overlays"], metavar="KIND", help="which pictures: masks scores overlays; none with --write alone")
     verb.add_argument("--jobs", type=int, default=-1, metavar="N", help="processes of a classical method; default: one a core")
 

@@ -1,5 +1,6 @@
 """The command `irstd` as a new user meets it: help everywhere, and one line for every mistake."""
 
+import csv
 import json
 import os
 import shutil
@@ -17,7 +18,8 @@ from irstd_nb.core.params import load_params
 from irstd_nb.data.samples import open_dataset, write_dataset
 
 VERBS = [[], ["data"], ["data", "list"], ["data", "import"], ["data", "download"], ["data", "check"], ["data", "statistics"],
-         ["data", "simulate"], ["data", "sirst5k"], ["data", "densify"], ["data", "sky"], ["methods"], ["train"], ["evaluate"], ["predict"], ["score"], ["compare"]]
+         ["data", "simulate"], ["data", "sirst5k"], ["data", "densify"], ["data", "sky"], ["methods"], ["train"], ["evaluate"], ["predict"], ["score"], ["compare"],
+         ["coverage"], ["record"], ["benchmark"], ["doctor"]]
 SMALL = ["--hyper", "widths=[4,8,16]", "blocks=1", "--recipe", "crop=32", "batch=2", "epochs=1"]  # trains in a moment, should a mistake go unseen
 
 
@@ -237,6 +239,20 @@ def test_a_folder_of_images_is_searched_with_a_classical_method_and_with_trained
     assert main(TRAIN) == 0
     assert main(["predict", "set/images/im_0.png", "-m", "out", "-o", "mine", "--write"]) == 0
     assert json.loads((outside / "mine/predict.json").read_text())["hyper"]["widths"] == [4, 8, 16] and not (outside / "mine/masks").exists()
+
+
+def test_benchmark_puts_methods_into_one_table_and_keeps_what_it_could_measure(outside, capsys):
+    assert main(["benchmark", "set", "-m", "tophat,tophta", "-o", "bench"]) == 1
+    printed = capsys.readouterr().out
+    assert "tophat" in printed and "tophta" in printed and "list test" in printed
+    rows = {row["method"]: row for row in csv.DictReader((outside / "bench/benchmark.csv").read_text().splitlines())}
+    assert rows["tophat"]["iou"] and "did you mean tophat" in rows["tophta"]["problem"]
+
+
+def test_doctor_names_versions_and_the_place(capsys):
+    assert main(["doctor"]) in (0, 1)
+    printed = capsys.readouterr().out
+    assert "torch" in printed and "profile" in printed
 
 
 def test_check_of_a_sound_folder_is_good(outside, capsys):
