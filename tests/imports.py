@@ -2,6 +2,7 @@
 
 import ast
 from collections.abc import Iterable, Iterator
+from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -40,10 +41,11 @@ def imported(code: str, package: str = "") -> set[str]:
     return {name for name in absolute(code, package) if name.split(".")[0] == PACKAGE and module_file(name)}
 
 
-def imported_by(name: str) -> set[str]:
+@cache
+def imported_by(name: str) -> frozenset[str]:
     "Modules of this package that one module of it imports itself."
     path = module_file(name)
-    return imported(path.read_text(encoding="utf-8"), name if path.name == "__init__.py" else name.rpartition(".")[0])
+    return frozenset(imported(path.read_text(encoding="utf-8"), name if path.name == "__init__.py" else name.rpartition(".")[0]))
 
 
 def closure(names: Iterable[str]) -> set[str]:
@@ -57,6 +59,7 @@ def closure(names: Iterable[str]) -> set[str]:
     return found
 
 
+@cache
 def does_something(path: Path) -> bool:
     "Whether a module holds more than a docstring and names such as `__version__`; most `__init__.py` do not."
     def idle(node: ast.stmt) -> bool:

@@ -3,6 +3,7 @@
 import ast
 import re
 import shlex
+from functools import cache
 from pathlib import Path
 
 import nbformat
@@ -31,6 +32,7 @@ def source_notebook(name):
     return ROOT / "nbs/pipeline" / Path(command(name)[0]).name
 
 
+@cache
 def code(path):
     "The code of a notebook; lines that only IPython reads are left out."
     cells = [cell.source for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
@@ -52,6 +54,7 @@ def inside(path, folder):
     return path == folder or path.startswith(f"{folder.rstrip('/')}/")
 
 
+@cache
 def used_modules(name):
     "Files of the package that a stage executes: what its notebook imports, and its method."
     start = imported(code(source_notebook(name)))
