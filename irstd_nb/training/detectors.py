@@ -66,7 +66,7 @@ def planned_detectors(params: Mapping[str, Any],  # params.yaml
     own, lite = plan.get("hyper", {}), plan.get("lite", {}) if profile.get("lite") else {}
     return [DetectorRun(name=name, method=plan["method"], dataset=dataset, folder=Path(root, place["folder"]), train=place["train"], test=place["test"],
                         hyper={**own, **profile.get("hyper", {}), **lite.get("hyper", {})}, full_hyper=own,
-                        recipe={**profile.get("recipe", {}), **plan.get("recipe", {}), **lite.get("recipe", {})}, seed=seed, profile=profile_name)
+                        recipe={**profile.get("recipe", {}), **plan.get("recipe", {}), **lite.get("recipe", {}), **profile.get("override", {})}, seed=seed, profile=profile_name)
             for dataset, place in params["box_datasets"].items() for seed in profile["seeds"]]
 
 # %% ../../nbs/training/14_detectors.ipynb #8016b013

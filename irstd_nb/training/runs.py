@@ -76,7 +76,7 @@ def planned_runs(params: Mapping[str, Any],  # params.yaml
             own, part_hyper = plan.get("hyper", {}), part["hyper"] if part else {}
             runs.append(Run(name=name, method=plan["method"], dataset=dataset, folder=Path(root, place["folder"]), train=place["train"], test=place["test"],
                             extra=extra, hyper={**own, **lite.get("hyper", {}), **part_hyper}, full_hyper={**own, **part_hyper}, whole=part["of"] if part else "",
-                            recipe={**profile.get("recipe", {}), **plan.get("recipe", {}), **lite.get("recipe", {})} if network else {},
+                            recipe={**profile.get("recipe", {}), **plan.get("recipe", {}), **lite.get("recipe", {}), **profile.get("override", {})} if network else {},
                             decision=plan.get("decision", ""), seed=seed, profile=profile_name))
     return runs
 
